@@ -38,6 +38,8 @@ DASHBOARD = "dashboard"
 """The agent name in the heartbeats of a dashboard."""
 UNSUPERVISED = "unsupervised"
 """The sandbox in the heartbeats of an agent that no host runs."""
+SANDBOX_ACTIONS = ("add", "remove")
+"""No names of sandboxes: `signalmesh sandbox add NAME` is a command, and `signalmesh sandbox NAME` a role."""
 RESERVED_NAMES = frozenset(
     {"swarm", WATCHDOG, STANDBY, "mirror", "metrics", DASHBOARD, "up", "in", "all", "info", "warning", "critical"}
     | {UNSUPERVISED, PROVIDER, *STORED_KINDS}

@@ -31,7 +31,9 @@ from bus.utils.aio import end_tasks
 from coordinator.changes.membership import (
     Start,
     after_adding,
+    after_adding_sandbox,
     after_removing,
+    after_removing_sandbox,
     after_scaling,
     check_changed,
     generated_members,
@@ -40,6 +42,7 @@ from coordinator.changes.membership import (
 )
 from coordinator.changes.moves import Moves
 from coordinator.changes.removals import Removals
+from coordinator.changes.sandbox_removals import SandboxRemovals
 from coordinator.config.changes import AddedAgent, Changes, Move
 from coordinator.config.convert import similar
 from coordinator.config.settings import AgentSettings, SwarmConfig
@@ -68,7 +71,7 @@ class ChangeRequest:
     agent: str = ""
     sandbox: str = ""
     table: dict[str, Any] = field(default_factory=dict)
-    """Of an agent that is added: what [agents.NAME] would be."""
+    """Of an agent or a sandbox that is added: what [agents.NAME] or [sandboxes.NAME] would be."""
     forget: bool = False
     kind: str = ""
     count: int = 0
@@ -77,11 +80,13 @@ class ChangeRequest:
 class ChangeApi:
     """Handles requests to the leading watchdog. `check` is called by the loop of the leader."""
 
-    def __init__(self, leader: LeaderParts, inspect: InspectAgent) -> None:
-        """`inspect` tries the class or the command of an agent that is to be added."""
+    def __init__(self, leader: LeaderParts, inspect: InspectAgent, *, up_runs_hosts: bool) -> None:
+        """`inspect` tries the class or the command of an agent that is to be added. With `up_runs_hosts` the hosts
+        are children of an `up`, which starts and ends them as sandboxes come and go.
+        """
         self._bus, self._swarm, self._policy = leader.bus, leader.swarm, leader.policy
         self._publisher, self._wake, self._keys = leader.config_publisher, leader.wake, leader.keys
-        self._inspect = inspect
+        self._inspect, self._up_runs_hosts = inspect, up_runs_hosts
         self._inspections: dict[str, asyncio.Task[ClassTraits | None]] = {}
         """By the id of the request."""
         self._adopted = asyncio.Event()
@@ -90,6 +95,7 @@ class ChangeApi:
         """One change at a time."""
         self._moves = Moves(leader.policy, leader.hosts)
         self._removals = Removals(leader.bus, leader.swarm, leader.policy, leader.hosts, leader.reports)
+        self._sandbox_removals = SandboxRemovals(leader.bus, leader.policy, self._moves, leader.reports)
         self._waiting: list[tuple[Callable[[], bool], asyncio.Event]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -101,6 +107,8 @@ class ChangeApi:
             "scale": self._scale,
             "move": self._move,
             "rebalance": self._rebalance,
+            "sandbox_add": self._add_sandbox,
+            "sandbox_remove": self._remove_sandbox,
         }
         for command, handle in commands.items():
             await self._bus.listen(self._bus.subjects.control(name, command), self._received(handle))
@@ -110,6 +118,7 @@ class ChangeApi:
         await end_tasks((*self._tasks, *self._inspections.values()))
         await self._moves.end()
         await self._removals.end()
+        await self._sandbox_removals.end()
 
     def resume(self) -> None:
         """Go on with what an earlier leader has stored and not finished; to be called when it is known what runs."""
@@ -123,6 +132,7 @@ class ChangeApi:
                 log.info("move_resumed", of=name, sandbox=move.sandbox)
                 self._moves.begin(name, move.sandbox)
         self._removals.begin(self._swarm.changes.removed)
+        self._sandbox_removals.begin(self._swarm.changes.removed_sandboxes)
         self._adopted.set()
 
     def check(self) -> None:
@@ -130,6 +140,7 @@ class ChangeApi:
         now = time.monotonic()
         self._moves.check(now)
         self._removals.check(now)
+        self._sandbox_removals.check()
         if self._swarm.base.watchdog.return_agents and not self._moves.running:
             for name in self._moves.away(now - RETURN_AFTER_S)[:1]:
                 self._moves.begin(name, self._policy.agents[name].preferred)
@@ -190,6 +201,10 @@ class ChangeApi:
         config = self._swarm.with_changes(changes)
         check_changed(config, changes)
         await self._publisher.commit(changes, config)
+        for spec in config.sandboxes:
+            self._policy.open_sandbox(spec.name)
+        for name in changes.removed_sandboxes:
+            self._policy.close_sandbox(name)
         agents = {item.spec.name: item for item in config.agents}
         gone = [name for name in self._policy.agents if name not in agents]
         for name in gone:
@@ -343,6 +358,73 @@ class ChangeApi:
         await self._commit(
             after_scaling(self._swarm, kind, tables, request.id, starts=starts, traits=traits, after=after)
         )
+
+    # -- sandboxes that come and go
+
+    async def _add_sandbox(self, request: ChangeRequest) -> dict[str, Any]:
+        name = request.sandbox
+        if not self._is_done(request):
+            self._check_hosts(f"sandbox add {name}")
+            if name in self._sandbox_removals.running:
+                return {"pending": self._sandbox_removals.describe(name)}
+            hosts = [host for host in self._policy.hosts if self._policy.serves(host, host)]
+            after_adding_sandbox(self._swarm, name, request.table, request.id, hosts)
+            if self._keys is not None and not self._keys.has_host_key(name):
+                raise UsageError(
+                    f"sandbox add {name}: the server has no key for its host: with the keys of another server than "
+                    "that of `up`, write it into swarm.toml and export the keys anew (`signalmesh keys export`)"
+                )
+            async with self._changing:
+                if not self._is_done(request):
+                    await self._commit(after_adding_sandbox(self._swarm, name, request.table, request.id, hosts))
+
+        def provider() -> str | None:
+            return next((spec.provider for spec in self._swarm.config.sandboxes if spec.name == name), None)
+
+        if not await self._until(lambda: self._policy.is_live(name) or provider() is None):
+            return {"pending": f"`up` starts the host of {name}"}
+        if provider() is None:
+            raise MeshError(f"sandbox {name} was removed meanwhile")
+        return {"sandbox": name, "provider": provider()}
+
+    def _check_hosts(self, what: str) -> None:
+        if not self._up_runs_hosts:
+            raise UsageError(
+                f"{what}: here each host is a service of its own, which no `up` starts or ends (as in Compose): change "
+                "the services, and the tables [sandboxes.*] of swarm.toml"
+            )
+
+    async def _remove_sandbox(self, request: ChangeRequest) -> dict[str, Any]:
+        name = request.sandbox
+        async with self._changing:
+            if not self._is_done(request):
+                self._check_hosts(f"sandbox remove {name}")
+                await self._commit_remove_sandbox(request)
+        agents, removed = self._policy.agents, self._swarm.changes.removed_sandboxes.get(name)
+        if removed is None:
+            raise MeshError(f"sandbox {name} was added again meanwhile")
+        moves = self._swarm.changes.moved.items()
+        moved = [agents[agent] for agent, move in moves if move.after == removed.after and agent in agents]
+
+        def unfinished() -> list[str]:
+            return [state.name for state in moved if state.name in self._moves.running]
+
+        if not await self._until(lambda: name not in self._sandbox_removals.running and not unfinished()):
+            return {"pending": self._sandbox_removals.describe(name)}
+        shown = [
+            {"agent": state.name, "sandbox": state.sandbox, "epoch": state.epoch, "status": state.phase}
+            for state in moved
+        ]
+        return {"sandbox": name, "moved": shown}
+
+    async def _commit_remove_sandbox(self, request: ChangeRequest) -> None:
+        name, after = request.sandbox, (await self._bus.bounds()).last
+        changes = after_removing_sandbox(self._swarm, name, request.id, after=after, live=self._live())
+        await self._commit(changes)
+        for agent, move in changes.moved.items():
+            if move.after == after:
+                self._moves.begin(agent, move.sandbox)
+        self._sandbox_removals.begin({name: changes.removed_sandboxes[name]})
 
     # -- moves
 

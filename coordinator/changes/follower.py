@@ -1,6 +1,7 @@
-"""What `up` follows of the changes made at run time: their copy in the state directory, and the keys of the agents.
+"""What `up` follows of the changes made at run time: their copy in the state directory, hosts, and keys.
 
-An agent that was removed keeps its key until the watchdog reports that nothing of it is left: it drains until then.
+An agent that was removed keeps its key until the watchdog reports that nothing of it is left: it drains until then. So
+does the host of a sandbox that was removed, and `up` keeps it as long.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from bus.interface import ReceivedMessage
 from bus.messages import Lifecycle, VotingConfig
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
+from coordinator.changes.removals import is_reported
 from coordinator.config.changes import CHANGES_FILE, Changes, write_changes_file
 from coordinator.config.live_swarm import LiveSwarm
-from coordinator.config.settings import ResolvedSwarm
+from coordinator.config.settings import ResolvedSwarm, SandboxSpec
 from coordinator.supervisor.config_publisher import changes_in, read_config
 
 log = structlog.get_logger("signalmesh.up")
@@ -29,7 +31,8 @@ log = structlog.get_logger("signalmesh.up")
 class ChangesFollower:
     """Keeps `swarm` and the copy in `state_dir` at the newest changes.
 
-    `on_change` gets the swarm together with the agents that still drain: those that may be connected.
+    `on_change` gets the swarm together with the agents that still drain, and the sandboxes that still have agents:
+    those that may be connected.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class ChangesFollower:
         self._swarm, self._state_dir, self._on_change = swarm, state_dir, on_change
         self._draining: dict[str, ResolvedSwarm] = {}
         """Agent that was removed -> the last swarm that had it."""
+        self._leaving: dict[str, SandboxSpec] = {}
+        """Sandboxes that were removed and still have agents."""
         self._writing = asyncio.Lock()
 
     async def begin(self, bus: NatsBus, check: Callable[[Changes], LiveSwarm]) -> bool:
@@ -81,6 +86,12 @@ class ChangesFollower:
             BusError: the bus does not answer.
         """
         await self.take(await read_config(bus))
+        changes = self._swarm.changes
+        removed = {name: change.after for name, change in changes.removed.items()}
+        removed |= {name: change.after for name, change in changes.removed_sandboxes.items()}
+        for name in (*self._draining, *self._leaving):
+            if name in removed and await is_reported(bus, name, removed[name]):
+                await self._forget(name)
 
     async def take(self, config: VotingConfig | None) -> None:
         """Take over the changes of the watchdog's newest VotingConfig, if they are newer."""
@@ -98,6 +109,9 @@ class ChangesFollower:
         gone = [agent.spec.name for agent in before.agents if agent.spec.name not in present]
         self._draining = {name: last for name, last in self._draining.items() if name not in present}
         self._draining |= dict.fromkeys(gone, before)
+        sandboxes = {spec.name for spec in after.sandboxes}
+        leaving = {**self._leaving, **{spec.name: spec for spec in before.sandboxes}}
+        self._leaving = {name: spec for name, spec in leaving.items() if name not in sandboxes}
         await self._save()
         await self._on_change(self._connected())
 
@@ -109,15 +123,17 @@ class ChangesFollower:
             except OSError as error:
                 log.warning("changes_not_written", file=str(self._state_dir / CHANGES_FILE), problem=str(error))
 
-    async def _forget(self, agent: str) -> None:
-        if self._draining.pop(agent, None) is not None:
+    async def _forget(self, name: str) -> None:
+        """Nothing is left of this agent, or in this sandbox."""
+        if self._draining.pop(name, None) is not None or self._leaving.pop(name, None) is not None:
             await self._on_change(self._connected())
 
     def _connected(self) -> ResolvedSwarm:
-        """The swarm with the agents that still drain."""
+        """The swarm with the agents that still drain, and the sandboxes that still have agents."""
         config = self._swarm.config
         agents, traits = list(config.agents), dict(config.traits)
         for name, last in self._draining.items():
             agents += [agent for agent in last.agents if agent.spec.name == name]
             traits |= {name: last.traits[name]} if name in last.traits else {}
-        return replace(config, agents=tuple(agents), traits=traits)
+        sandboxes = (*config.sandboxes, *self._leaving.values())
+        return replace(config, agents=tuple(agents), sandboxes=sandboxes, traits=traits)

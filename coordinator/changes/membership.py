@@ -1,4 +1,4 @@
-"""The next Changes after agents are added and removed: pure, so that a request that is wrong changes nothing."""
+"""The next Changes after agents and sandboxes are added and removed: pure, so that a wrong request changes nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import orjson
 
 from agents.spec import ClassTraits
 from bus.errors import ConfigError, MeshError, UsageError
+from bus.messages.subjects import check_name
 from bus.observability.logging import is_secret
 from coordinator.config.changes import (
     AddedAgent,
     Changes,
+    Move,
     RemovedAgent,
+    RemovedSandbox,
     check_count,
     encode_changes,
     origin_of,
@@ -24,7 +27,15 @@ from coordinator.config.convert import similar
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.scaling import FAMILIES, MOST_AGENTS, strategy_table
 from coordinator.config.settings import AgentSettings, ResolvedSwarm
-from coordinator.config.tables import ALL_KINDS, agent_settings, agent_table, check_names, placement
+from coordinator.config.tables import (
+    ALL_KINDS,
+    AgentTable,
+    agent_settings,
+    agent_table,
+    check_names,
+    placement,
+    sandbox_spec,
+)
 
 MAX_CHANGES_BYTES = 128 * 1024
 """A VotingConfig with them must fit a message."""
@@ -197,6 +208,79 @@ def after_scaling(
             removed[name] = RemovedAgent(after=after, forget=True, configured=name in configured, was=was)
     moved = {name: move for name, move in changes.moved.items() if name not in starts and name not in removed}
     return changes.after(f"scale {kind} to {len(tables)}", request, agents=agents, removed=removed, moved=moved)
+
+
+def after_adding_sandbox(
+    swarm: LiveSwarm, name: str, table: Mapping[str, Any], request: str, hosts: Collection[str]
+) -> Changes:
+    """The changes with a sandbox more. `hosts` are the names of the hosts that run.
+
+    Raises:
+        UsageError: the table is wrong, or the name is taken.
+    """
+    config, file = swarm.config, f"sandbox add {name}"
+    if name in (spec.name for spec in config.sandboxes):
+        raise UsageError(f"sandbox {name!r} is in the swarm already; `signalmesh sandbox remove {name}` removes it")
+    check_name(name, "sandbox")
+    taken = {host.lower(): f"host {host!r}" for host in hosts}
+    taken |= {spec.name.lower(): f"sandbox {spec.name!r}" for spec in config.sandboxes}
+    taken |= {item.spec.name.lower(): f"agent {item.spec.name!r}" for item in config.agents}
+    if name.lower() in taken:
+        raise UsageError(
+            f"{file}: this name collides with {taken[name.lower()]} (case does not count); choose another one"
+        )
+    spec = sandbox_spec(file, name, table)
+    if spec.e2b is not None:
+        raise UsageError(_of_provider(file))
+    is_configured = name in (each.name for each in swarm.base.sandboxes)  # it comes back as it was
+    added = {} if is_configured else {name: {**table, "provider": spec.provider}}
+    return swarm.changes.after(
+        f"add sandbox {name}",
+        request,
+        sandboxes={**swarm.changes.sandboxes, **added},
+        removed_sandboxes=_without(swarm.changes.removed_sandboxes, name),
+    )
+
+
+def after_removing_sandbox(swarm: LiveSwarm, name: str, request: str, *, after: int, live: Collection[str]) -> Changes:
+    """The changes with a sandbox less; the agents that had their home there get one of the `live` ones.
+
+    Raises:
+        UsageError: there is no such sandbox, or no other one; MeshError: no other one is live.
+    """
+    config, changes, file = swarm.config, swarm.changes, f"sandbox remove {name}"
+    present = {spec.name: spec for spec in config.sandboxes}
+    if name not in present:
+        raise UsageError(f"no sandbox {name!r}{similar(name, present)}; there are: {', '.join(present)}")
+    if present[name].e2b is not None:
+        raise UsageError(_of_provider(file))
+    if len(present) == 1:
+        raise UsageError(f"{name!r} is the only sandbox; `signalmesh down` ends the swarm")
+    homes = tuple(spec for spec in config.sandboxes if spec.name in live and spec.name != name)
+    if not homes:
+        raise MeshError(
+            f"{file}: no other sandbox has a live host, and its agents must go somewhere; `signalmesh status` lists "
+            "the sandboxes"
+        )
+    homed = {item.spec.name: AgentTable() for item in config.agents if item.spec.sandbox == name}
+    others = [item.spec.sandbox for item in config.agents if item.spec.name not in homed]
+    sandbox_of = placement(file, homed, homes, others)
+    moved = {agent: Move(sandbox=sandbox, after=after) for agent, sandbox in sandbox_of.items()}
+    configured = any(spec.name == name for spec in swarm.base.sandboxes)
+    return changes.after(
+        f"remove sandbox {name}",
+        request,
+        moved={**changes.moved, **moved},
+        sandboxes=_without(changes.sandboxes, name),
+        removed_sandboxes={**changes.removed_sandboxes, name: RemovedSandbox(after=after, configured=configured)},
+    )
+
+
+def _of_provider(file: str) -> str:
+    return (
+        f"{file}: sandboxes at E2B do not change at run time; change the table in swarm.toml, then `signalmesh down` "
+        "and `signalmesh up`"
+    )
 
 
 def check_changed(config: ResolvedSwarm, changes: Changes) -> None:

@@ -31,6 +31,20 @@ from coordinator.supervisor.policy import Policy
 log = structlog.get_logger("signalmesh.watchdog")
 
 
+async def is_reported(bus: Bus, name: str, after: int) -> bool:
+    """Whether the watchdog has reported since message `after` that nothing is left of an agent or a sandbox.
+
+    Raises:
+        BusError: the bus does not answer.
+    """
+    last = await bus.last(bus.subjects.lifecycle(name, WATCHDOG))
+    if last is not None and last.sequence > after:
+        with contextlib.suppress(MessageError):
+            event = last.decode(bus.subjects)
+            return isinstance(event, Lifecycle) and event.event == "removed"
+    return False
+
+
 @dataclass(slots=True)
 class _Leaving:
     change: RemovedAgent
@@ -88,13 +102,8 @@ class Removals:
             self._run(self._hosts.kill(left.sandbox, name, left.epoch))
 
     async def _finish(self, name: str, change: RemovedAgent) -> None:
-        subject = self._bus.subjects.lifecycle(name, WATCHDOG)
-        last = await self._bus.last(subject)
-        if last is not None and last.sequence > change.after:
-            with contextlib.suppress(MessageError):
-                event = last.decode(self._bus.subjects)
-                if isinstance(event, Lifecycle) and event.event == "removed":
-                    return  # by an earlier leader
+        if await is_reported(self._bus, name, change.after):
+            return  # by an earlier leader
         if change.was:  # else it was external, and has no claims
             with contextlib.suppress(WrongSequence):  # it is claimed all the same
                 await claim(self._bus, name, agent_id=new_agent_id(), claimed_by=WATCHDOG, sandbox="")

@@ -15,6 +15,7 @@ from coordinator.cli.options import (
     Nats,
     StateDir,
     Swarm,
+    Target,
     find_target,
     on_bus,
     print_json,
@@ -145,6 +146,28 @@ def rebalance(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm =
         typer.echo(f"{moved.agent} runs in {moved.sandbox} as epoch {moved.epoch}")
 
 
+def change_sandbox(action: str, sandbox: str | None, provider: str | None, target: Target, *, json: bool) -> None:
+    """`sandbox add` and `sandbox remove`."""
+    from coordinator.control.changes import add_sandbox, remove_sandbox
+
+    if sandbox is None:
+        raise UsageError(f"sandbox {action}: expected the name of a sandbox after it")
+    if action == "add":
+        done = on_bus(target, lambda bus: add_sandbox(bus, sandbox, provider or "local"))
+    elif provider is None:
+        done = on_bus(target, lambda bus: remove_sandbox(bus, sandbox))
+    else:
+        raise UsageError("--provider: expected with `sandbox add` alone")
+    if json:
+        print_json(done)
+    elif done.change == "added":
+        typer.echo(f"sandbox {sandbox} has a live host")
+    else:
+        typer.echo(f"sandbox {sandbox} is removed, and its host has ended")
+        for agent in done.moved:
+            typer.echo(f"{agent.agent} is {agent.status} in {agent.sandbox or 'no sandbox'} as epoch {agent.epoch}")
+
+
 def config(
     action: Annotated[
         ConfigAction, typer.Argument(help="diff: show the changes; save: write them to a file; reset: forget them.")
@@ -157,7 +180,7 @@ def config(
     state_dir: StateDir = STATE_DIR,
     json: Json = False,
 ) -> None:
-    """Show, save or forget how the swarm of the state directory differs from swarm.toml after `add`, `remove`, `move`.
+    """Show, save or forget how the swarm of the state directory differs from swarm.toml after changes at run time.
 
     `save` writes a swarm.toml that gives the same swarm from scratch, and keeps the old one as FILE.old. After
     `reset`, for which the swarm must be down, the next `up` starts that of swarm.toml.

@@ -21,7 +21,7 @@ from coordinator.audit.models import Audit
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
 from coordinator.config.kept_changes import ConfigDiff
-from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm, Scaled
+from coordinator.control.changes import AddedToSwarm, ChangedSandbox, MovedAgent, Rebalanced, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.explain.models import Explanation
@@ -57,6 +57,7 @@ OUTPUTS: dict[str, type] = {
     "remove": RemovedFromSwarm,
     "restart": Restarted,
     "revive": Revived,
+    "sandbox": ChangedSandbox,
     "scale": Scaled,
     "status": Status,
     "watch": WatchLine,

@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from bus.errors import EXIT_DONE
-from bus.messages.subjects import UNSUPERVISED
+from bus.messages.subjects import SANDBOX_ACTIONS, UNSUPERVISED
+from coordinator.cli.changes import change_sandbox
 from coordinator.cli.options import (
     STATE_DIR,
     AgentCount,
     ConfigFile,
+    Json,
     LogLevel,
     MaxAgents,
     MirrorPath,
@@ -27,7 +29,14 @@ from coordinator.cli.options import (
 
 
 def sandbox(
-    name: Annotated[str, typer.Argument(help="The sandbox's name.")],
+    name: Annotated[str, typer.Argument(help="The sandbox's name; or add or remove, followed by the name.")],
+    changed: Annotated[
+        str | None, typer.Argument(help="With add and remove: the sandbox of the running swarm that comes or goes.")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option("--provider", help="With add: what makes it; local, a process group of `up`.")
+    ] = None,
+    json: Json = False,
     replica: Annotated[
         bool,
         typer.Option(
@@ -70,13 +79,24 @@ def sandbox(
     swarm: Swarm = None,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: sandbox host; starts and ends agent processes on its machine."""
+    """Role: sandbox host; starts and ends agent processes on its machine. With add or remove: change the swarm.
+
+    `sandbox add NAME` adds a sandbox to the running swarm, and `sandbox remove NAME` moves its agents to others and
+    ends its host; both are kept for the next `up`.
+    """
     from bus.errors import UsageError
     from bus.messages.subjects import check_name
     from bus.nats.urls import check_url
     from coordinator.runner.entrypoints import ProviderInfo, run_sandbox
     from coordinator.sandboxes.handoff import read_payload
 
+    if name in SANDBOX_ACTIONS:
+        change_sandbox(name, changed, provider, find_target(nats, state_dir, swarm), json=json)
+        return
+    if changed is not None:
+        raise UsageError(f"sandbox {name} {changed}: expected a name alone, or add or remove before the name")
+    if provider is not None or json:
+        raise UsageError("--provider, --json: expected with `sandbox add` and `sandbox remove` alone")
     check_name(name, "sandbox")
     if keys is not None and not replica:
         raise UsageError("--keys: expected together with --replica; a host without it connects with --nats-nkey")

@@ -112,9 +112,10 @@ def up(
     from coordinator.config.loader import load_swarm, warnings_about
     from coordinator.config.overrides import Overrides
     from coordinator.config.secrets import offer_bus_credentials
+    from coordinator.runner.child_process import UpOptions
     from coordinator.runner.launcher import Launcher
     from coordinator.runner.preflight import check_agents, check_changes, least_cpus, raise_descriptor_limit
-    from coordinator.runner.up import UpOptions, run_up
+    from coordinator.runner.up import run_up
     from coordinator.runner.zygote import Zygote
 
     set_up_logs("warning")

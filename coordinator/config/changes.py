@@ -1,4 +1,4 @@
-"""What was changed at run time, beside swarm.toml: agents added, removed and moved.
+"""What was changed at run time, beside swarm.toml: agents and sandboxes added and removed, and agents moved.
 
 The changes travel in the watchdog's VotingConfig, whole in each, so that one stored message is one change. `up` keeps a
 copy in the state directory, for commands without a bus and for a swarm whose stream is gone. The newer revision counts.
@@ -20,7 +20,7 @@ from bus.errors import ConfigError, UsageError
 from bus.utils.json_text import parse_json, read_limited
 from coordinator.config.loader import BUILT_IN
 from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
-from coordinator.config.tables import agent_settings, agent_table, check_names, placement
+from coordinator.config.tables import AgentTable, agent_settings, agent_table, check_names, placement, sandbox_spec
 
 __all__ = [
     "CHANGES_FILE",
@@ -30,6 +30,7 @@ __all__ = [
     "Changes",
     "Move",
     "RemovedAgent",
+    "RemovedSandbox",
     "apply_changes",
     "check_count",
     "describe_changes",
@@ -88,6 +89,14 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedSandbox:
+    """A sandbox that was removed after message `after`. `configured`: swarm.toml has it."""
+
+    after: int
+    configured: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """All changes since swarm.toml. `revision` grows by one with each change."""
 
@@ -99,11 +108,14 @@ class Changes:
     agents: dict[str, AddedAgent] = field(default_factory=dict)
     removed: dict[str, RemovedAgent] = field(default_factory=dict)
     moved: dict[str, Move] = field(default_factory=dict)
+    sandboxes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Sandboxes that were added: what [sandboxes.NAME] would be."""
+    removed_sandboxes: dict[str, RemovedSandbox] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether the swarm is that of swarm.toml."""
-        return not (self.agents or self.removed or self.moved)
+        return not (self.agents or self.removed or self.moved or self.sandboxes or self.removed_sandboxes)
 
     def after(self, change: str, request: str, **values: Any) -> Changes:
         """The next revision, with `values` in place of the present ones."""
@@ -185,25 +197,32 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
     """The swarm of `config` with `changes`. Those about agents and sandboxes that it does not have are left out.
 
     Raises:
-        ConfigError: an added agent is wrong, or its name is taken.
+        ConfigError: an added agent or sandbox is wrong, its name is taken, or no sandbox is left.
     """
     if changes.is_empty:
         return config
-    file, sandboxes = config.file, config.sandboxes
+    file = config.file
+    kept = (spec for spec in config.sandboxes if spec.name not in {*changes.removed_sandboxes, *changes.sandboxes})
+    sandboxes = (*kept, *(sandbox_spec(file, name, table) for name, table in changes.sandboxes.items()))
+    if not sandboxes:
+        raise ConfigError(file, "sandboxes", "every sandbox here was removed at run time")
     own = tuple(item for item in config.agents if item.spec.name not in {*changes.removed, *changes.agents})
     names = {spec.name for spec in sandboxes}
     tables = {name: agent_table(file, name, added.table) for name, added in changes.agents.items()}
     tables = {name: table if table.sandbox in names else replace(table, sandbox=None) for name, table in tables.items()}
     check_names(file, dict.fromkeys([*(item.spec.name for item in own), *tables]), sandboxes)
-    sandbox_of = placement(file, tables, sandboxes, (item.spec.sandbox for item in own))
+    homeless = {item.spec.name: AgentTable() for item in own if not item.external and item.spec.sandbox not in names}
+    others = [item.spec.sandbox for item in own if item.spec.name not in homeless]
+    sandbox_of = placement(file, {**homeless, **tables}, sandboxes, others)
     added = []
     for name, table in tables.items():
         settings = agent_settings(file, name, table, sandbox_of[name], config.swarm, search_path_of(config))
         change = changes.agents[name]
         spec = replace(settings.spec, start_after=change.after, start_outputs=change.outputs)
         added.append(replace(settings, spec=spec))
-    agents = tuple(_moved(item, changes, names) for item in (*own, *added))
-    return replace(_unresolved(config), agents=agents)
+    placed = (_placed(item, sandbox_of[item.spec.name]) if item.spec.name in homeless else item for item in own)
+    agents = tuple(_moved(item, changes, names) for item in (*placed, *added))
+    return replace(_unresolved(config), sandboxes=sandboxes, agents=agents)
 
 
 def _unresolved(config: SwarmConfig) -> SwarmConfig:
@@ -216,7 +235,11 @@ def _moved(item: AgentSettings, changes: Changes, sandboxes: set[str]) -> AgentS
     move = changes.moved.get(item.spec.name)
     if move is None or move.sandbox not in sandboxes or item.external:
         return item
-    return replace(item, spec=replace(item.spec, sandbox=move.sandbox))
+    return _placed(item, move.sandbox)
+
+
+def _placed(item: AgentSettings, sandbox: str) -> AgentSettings:
+    return replace(item, spec=replace(item.spec, sandbox=sandbox))
 
 
 def without_configured(config: SwarmConfig, changes: Changes) -> Changes:
@@ -236,10 +259,21 @@ def without_configured(config: SwarmConfig, changes: Changes) -> Changes:
         for name, move in changes.moved.items()
         if name in added or (name in own and own[name].spec.sandbox != move.sandbox)
     }
-    if (added, removed, moved) == (changes.agents, changes.removed, changes.moved):
+    present = {spec.name: spec for spec in config.sandboxes}
+    sandboxes = {
+        name: table
+        for name, table in changes.sandboxes.items()
+        if present.get(name) != sandbox_spec(config.file, name, table)
+    }
+    removed_sandboxes = {
+        name: item for name, item in changes.removed_sandboxes.items() if item.configured and name in present
+    }
+    left = replace(
+        changes, agents=added, removed=removed, moved=moved, sandboxes=sandboxes, removed_sandboxes=removed_sandboxes
+    )
+    if left == changes:
         return changes
-    words = "without what swarm.toml has"
-    return replace(changes, revision=changes.revision + 1, change=words, agents=added, removed=removed, moved=moved)
+    return replace(left, revision=changes.revision + 1, change="without what swarm.toml has")
 
 
 def _is_same(own: AgentSettings, added: AgentSettings) -> bool:
@@ -252,16 +286,28 @@ def _is_same(own: AgentSettings, added: AgentSettings) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedAgent:
-    """An agent that is not as swarm.toml has it: added, changed, moved or removed there; `detail` says to what."""
+    """An agent that is not as swarm.toml has it: added, changed, moved or removed there; `detail` says to what.
+
+    Of a sandbox that was added or removed, `agent` is its name and `is_sandbox` true: both share one space of names.
+    """
 
     agent: str
     change: str
     detail: str
+    is_sandbox: bool = False
 
 
 def describe_changes(changes: Changes) -> list[ChangedAgent]:
     """How the swarm differs from swarm.toml."""
-    found = []
+    found = [
+        ChangedAgent(agent=name, change="added", detail=f"a sandbox, provider {table['provider']}", is_sandbox=True)
+        for name, table in changes.sandboxes.items()
+    ]
+    found += [
+        ChangedAgent(agent=name, change="removed", detail="a sandbox; its agents were moved", is_sandbox=True)
+        for name, gone in changes.removed_sandboxes.items()
+        if gone.configured
+    ]
     for name, added in changes.agents.items():
         table = added.table
         way = next((f"{key} {table[key]}" for key in ("kind", "class", "command") if key in table), "")

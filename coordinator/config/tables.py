@@ -14,7 +14,7 @@ from agents.agent import LISTENABLE
 from agents.builtin import KINDS
 from agents.spec import AgentSpec, check_class_path
 from bus.errors import ConfigError, UsageError
-from bus.messages.subjects import AGENT_KINDS, check_name
+from bus.messages.subjects import AGENT_KINDS, SANDBOX_ACTIONS, check_name
 from coordinator.config.convert import convert, plain_options, similar, table_of
 from coordinator.config.e2b import E2bSettings, check_settings
 from coordinator.config.settings import AgentSettings, SandboxSpec
@@ -107,6 +107,8 @@ def check_names(file: str, agents: Mapping[str, Any], sandboxes: tuple[SandboxSp
 
 def sandbox_spec(file: str, name: str, raw: Any) -> SandboxSpec:
     key = f"sandboxes.{name}"
+    if name in SANDBOX_ACTIONS:
+        raise ConfigError(file, key, f"{name!r} is reserved: `signalmesh sandbox {name} NAME` is a command; rename it")
     raw = table_of(raw, file, key)
     if raw.get("provider") == "e2b":
         if isinstance(raw.get("packages"), list):

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from coordinator.config.changes import Changes, apply_changes
-from coordinator.config.loader import DEFAULT_AGENTS
+from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES
 from coordinator.config.settings import SwarmConfig
 
 __all__ = ["changed_toml", "to_toml"]
@@ -33,6 +33,9 @@ def changed_toml(raw: Mapping[str, Any], config: SwarmConfig, changes: Changes) 
         if name in tables:  # not those that `up --agents` adds
             agents[name] = tables[name] if item.external else {**tables[name], "sandbox": item.spec.sandbox}
     top = {**raw, "agents": agents}
+    if changes.sandboxes or changes.removed_sandboxes:
+        sandboxes = {**(raw.get("sandboxes") or DEFAULT_SANDBOXES), **changes.sandboxes}
+        top["sandboxes"] = {spec.name: sandboxes[spec.name] for spec in swarm.sandboxes}
     if len(agents) > config.max_agents:
         top["max_agents"] = len(agents)
     return to_toml(top)

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import orjson
@@ -60,6 +60,20 @@ class MovedAgent:
     sandbox: str
     epoch: int
     status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedSandbox:
+    """`sandbox add --json` and `sandbox remove --json`.
+
+    One that was added has a live host of `provider`. Of one that was removed `moved` are the agents that had their home
+    there, where they are now, and `provider` is null.
+    """
+
+    sandbox: str
+    change: Literal["added", "removed"]
+    provider: str | None = None
+    moved: list[MovedAgent] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +139,19 @@ async def scale(bus: Bus, kind: str, count: int, on_pending: OnPending = _ignore
 async def move(bus: Bus, agent: str, sandbox: str, on_pending: OnPending = _ignore) -> MovedAgent:
     """Move an agent to `sandbox`, its home from now on; raises as `request_change`."""
     return msgspec.convert(await request_change(bus, "move", on_pending, agent=agent, sandbox=sandbox), MovedAgent)
+
+
+async def add_sandbox(bus: Bus, sandbox: str, provider: str, on_pending: OnPending = _ignore) -> ChangedSandbox:
+    """Add a sandbox, and wait for its host; raises as `request_change`."""
+    table = {"provider": provider}
+    done = await request_change(bus, "sandbox_add", on_pending, sandbox=sandbox, table=table)
+    return msgspec.convert({**done, "change": "added"}, ChangedSandbox)
+
+
+async def remove_sandbox(bus: Bus, sandbox: str, on_pending: OnPending = _ignore) -> ChangedSandbox:
+    """Move the agents of a sandbox to others, then end its host; raises as `request_change`."""
+    done = await request_change(bus, "sandbox_remove", on_pending, sandbox=sandbox)
+    return msgspec.convert({**done, "change": "removed"}, ChangedSandbox)
 
 
 async def rebalance(bus: Bus, on_pending: OnPending = _ignore) -> Rebalanced:

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
-from coordinator.control.changes import AddedToSwarm, MovedAgent, RemovedFromSwarm, Scaled
+from coordinator.control.changes import AddedToSwarm, ChangedSandbox, MovedAgent, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.mcp.answers import Answer, Reading, ToolFailed
@@ -93,6 +93,14 @@ class ScaleArguments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxArguments:
+    """Which sandbox."""
+
+    sandbox: SandboxName
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosArguments:
     """How long, and in which order."""
 
@@ -164,6 +172,14 @@ async def _move(swarm: ServedSwarm, arguments: MoveArguments, progress: Progress
 
 async def _scale(swarm: ServedSwarm, arguments: ScaleArguments, progress: Progress) -> Answer[Any]:
     return await _act(swarm, ["scale", arguments.kind, str(arguments.count)], swarm.options(), progress)
+
+
+async def _add_sandbox(swarm: ServedSwarm, arguments: SandboxArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["sandbox", "add", arguments.sandbox], swarm.options(), progress)
+
+
+async def _remove_sandbox(swarm: ServedSwarm, arguments: SandboxArguments, progress: Progress) -> Answer[Any]:
+    return await _act(swarm, ["sandbox", "remove", arguments.sandbox], swarm.options(), progress)
 
 
 async def _chaos(swarm: ServedSwarm, arguments: ChaosArguments, progress: Progress) -> Answer[Any]:
@@ -261,6 +277,26 @@ CONTROL = (
         result=Scaled,
         run=_scale,
         question="Have {count} generated agents of kind {kind}?",
+    ),
+    ToolSpec(
+        name="sandbox_add",
+        title="Add a sandbox",
+        description="Adds a local sandbox to the running swarm and to its next start; waits until its host is live. "
+        "Equal to `signalmesh sandbox add NAME --json`.",
+        arguments=SandboxArguments,
+        result=ChangedSandbox,
+        run=_add_sandbox,
+        question="Add the sandbox {sandbox}, a process group on the machine of the swarm?",
+    ),
+    ToolSpec(
+        name="sandbox_remove",
+        title="Remove a sandbox",
+        description="Moves the agents of a sandbox to others, then ends its host; also at the next start. Equal to "
+        "`signalmesh sandbox remove NAME --json`.",
+        arguments=SandboxArguments,
+        result=ChangedSandbox,
+        run=_remove_sandbox,
+        question="Move the agents of the sandbox {sandbox} to others, and end it?",
     ),
     ToolSpec(
         name="chaos",

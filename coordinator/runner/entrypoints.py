@@ -171,7 +171,7 @@ def run_watchdog(
                 alone=alone,
                 keys=Path(keys) if keys else None,
                 changes=NO_CHANGES if changes is None else read_changes_file(changes),
-                change_handler=functools.partial(ChangeApi, inspect=inspect_agent),
+                change_handler=functools.partial(ChangeApi, inspect=inspect_agent, up_runs_hosts=changes is not None),
             )
             on_signals(watchdog.stop)
             await watchdog.run()

@@ -13,9 +13,8 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import IO, Any
 
 import structlog
@@ -31,7 +30,6 @@ from bus.errors import (
     PermissionDenied,
     UsageError,
 )
-from bus.messages.subjects import PROVIDER, STANDBY, WATCHDOG
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
 from bus.nats.connection import Denial, describe_denials
@@ -46,18 +44,17 @@ from bus.utils.aio import end_tasks
 from bus.utils.processes import OrphanReaper, adopt_orphans, end_orphans, on_signals
 from bus.utils.terminal import escape_control
 from coordinator.changes.follower import ChangesFollower
-from coordinator.config.connection import Authentication
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.config.telemetry import NOWHERE, WEBHOOK_VARIABLE, metrics_arguments, webhook_of
-from coordinator.runner.child_process import LISTENER_VARIABLE, ChildProcess, ChildSpec
+from coordinator.runner.child_process import ChildProcess, FoundOut, UpOptions, plan_children, plan_host
 from coordinator.runner.dashboard_link import announce, keep_token, open_port
 from coordinator.runner.launcher import Launcher
 from coordinator.runner.liveness import WATCHED_KINDS, find_unresponsive
 from coordinator.runner.mirror_role import restore
 from coordinator.runner.name_conflict import refuse_name_conflict
 from coordinator.runner.outcome import Outcome
-from coordinator.runner.preflight import check_changes, traits_environment
+from coordinator.runner.preflight import check_changes
 from coordinator.runner.proxy_role import open_proxy_port
 from coordinator.runner.run_record import Recorded, lock, remove_run, write_run
 from coordinator.runner.server_events import (
@@ -80,7 +77,6 @@ from coordinator.security.keys import (
     KeyStore,
     ServedKeys,
     identity_of,
-    key_environment,
 )
 from coordinator.security.reloading import KeyReloader
 from coordinator.security.tls_files import ServedTls, plain_remarks, serve_tls
@@ -88,10 +84,6 @@ from coordinator.security.violations import CONNECT, ViolationLog, ViolationRepo
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
-STOP_GRACE_S = {
-    "watchdog": 3.0, "sandbox": 10.0, "provider": 22.0, "proxy": 2.0, "metrics": 8.0, "dashboard": 4.0, "mirror": 10.0,
-}  # fmt: skip
-"""From SIGTERM to SIGKILL; a sandbox host drains its agents in this time, the mirror reads the rest."""
 CHECK_INTERVAL_S = 0.5
 CHECKS_PER_STREAM_CHECK = 4
 """The stream is looked up less often than the outbox is checked: that is a request to the server."""
@@ -99,104 +91,6 @@ CHECKS_PER_PERMISSION_CHECK = 8
 """The children use the same user, so that what this process is denied concerns them too."""
 
 log = structlog.get_logger("signalmesh.up")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpOptions:
-    """The options of the command line."""
-
-    config_file: Path | None
-    state_dir: Path
-    port: int
-    url: str | None
-    for_s: float | None
-    log_level: str
-    speed: float | None = None
-    agents: int | None = None
-    max_agents: int | None = None
-    standby: bool = False
-    fault_proxy: bool = False
-    public_url: str | None = None
-    dashboard: bool = True
-    authentication: Authentication | None = None
-    """None: as the configuration has it."""
-    tls: bool = False
-    """Also if the configuration does not ask for it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundOut:
-    """What a start has found out, and the plan of the children needs."""
-
-    metrics: tuple[str, ...] = ()
-    """The command line of the metrics role; empty: no such process."""
-    metrics_env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The environment of the metrics role: the webhook."""
-    stored: int = 0
-    """Sequence of the newest message that the stream had before the children were started."""
-    provider_env: Mapping[str, str] | None = field(default=None, repr=False)
-    """The environment of the provider role; None: no such process."""
-    proxy_fd: int | None = None
-    """The listening socket of the fault proxy; None: no such process."""
-    proxy_env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The environment by which hosts send their agents to the proxy."""
-    mirror: bool = False
-    dashboard_fd: int | None = None
-    """The listening socket of the dashboard; None: no such process."""
-    keys: Path | None = None
-    """The directory of the processes' keys; None: they connect without."""
-    tls_env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """The environment by which processes connect to the embedded server with TLS; empty without."""
-
-
-def plan_children(swarm: LiveSwarm, options: UpOptions, found: FoundOut) -> list[ChildSpec]:
-    """The children of `up`, in the order in which they are started."""
-    config = swarm.config
-    common = ("--swarm", config.swarm, "--log-level", options.log_level)
-    config_file = () if options.config_file is None else ("--config", str(options.config_file))
-    agents = () if options.agents is None else ("--agents", str(options.agents))
-    speed = () if options.speed is None else ("--speed", str(options.speed))
-    children: list[ChildSpec] = []
-
-    def add(kind: str, name: str, *args: str, env: Mapping[str, str] | None = None, **rest: Any) -> None:
-        key = {} if found.keys is None else key_environment(found.keys, kind, name)
-        env = {**(env or {}), **key, **found.tls_env}
-        spec = ChildSpec(kind=kind, name=name, args=args, env=env, grace_s=STOP_GRACE_S[kind], **rest)
-        children.append(spec)
-
-    if found.proxy_fd is not None:
-        env = {LISTENER_VARIABLE: str(found.proxy_fd)}
-        state_dir = ("--state-dir", str(options.state_dir))
-        add("proxy", "proxy", "proxy", *state_dir, *common, env=env, pass_fds=(found.proxy_fd,))
-    for sandbox in config.sandboxes:
-        if sandbox.e2b is None:
-            add("sandbox", sandbox.name, "sandbox", sandbox.name, *common, env=found.proxy_env)
-    if found.provider_env is not None:
-        state_dir = ("--state-dir", str(options.state_dir))
-        add(PROVIDER, PROVIDER, "provider", *config_file, *state_dir, *common, env=found.provider_env)
-    limit = () if options.max_agents is None else ("--max-agents", str(options.max_agents))
-    changes = ("--changes", str(options.state_dir))
-    watchdog = ("watchdog", *config_file, *speed, *agents, *limit, *changes, *common)
-    # Of two watchdogs the restarted one lets the other lead: that one runs, and has received every heartbeat.
-    again = (*watchdog, "--standby" if options.standby else "--alone")
-    traits = traits_environment(swarm.base)
-    add("watchdog", WATCHDOG, *watchdog, "--clear-quarantine", "--alone", restart_args=again, env=traits)
-    if options.standby:
-        add("watchdog", STANDBY, *watchdog, "--standby", env=traits)
-    if found.metrics:
-        metrics = (*found.metrics, *config_file, *agents, *common)
-        # What its siblings publish before it has connected counts too.
-        add(
-            "metrics", "metrics", *metrics, "--count-from", str(found.stored + 1), restart_args=metrics,
-            env=found.metrics_env,
-        )  # fmt: skip
-    if found.dashboard_fd is not None:
-        env = {LISTENER_VARIABLE: str(found.dashboard_fd)}
-        arguments = ("dashboard", *config_file, "--state-dir", str(options.state_dir), *common)
-        add("dashboard", "dashboard", *arguments, env=env, pass_fds=(found.dashboard_fd,))
-    if found.mirror:
-        add("mirror", "mirror", "mirror", *config_file, "--file", str(options.state_dir / MIRROR_FILE), *common)
-    return children
 
 
 class Up:
@@ -224,6 +118,9 @@ class Up:
         self._tls: ServedTls | None = None
         self._reloader: KeyReloader | None = None
         self._changes = ChangesFollower(swarm, options.state_dir, self._on_change)
+        self._connected: ResolvedSwarm | None = None
+        """The swarm with the sandboxes that were removed and still need their hosts; None while no children run."""
+        self._changing_hosts = asyncio.Lock()
         self.url = ""
         self.bus: NatsBus
         self.outcome: Outcome
@@ -335,6 +232,9 @@ class Up:
     def _admit_users(self) -> str:
         """Make the keys that are missing; returns the lines of the server's configuration about its users."""
         store = KeyStore(self._options.state_dir)
+        if self._options.url is None:
+            for sandbox in self._swarm.changes.removed_sandboxes:  # an `up` that was killed may have left it
+                store.remove(identity_of("sandbox", sandbox))
         upgraded = self._options.url is None and is_from_before_keys(self._options.state_dir)
         # The users of another server do not change while the swarm runs.
         self._keys = keys = ServedKeys(store, self.config, NAME, incarnations=self._options.url is None)
@@ -403,10 +303,51 @@ class Up:
             await asyncio.to_thread(self._keys.take, self.config)
 
     async def _on_change(self, connected: ResolvedSwarm) -> None:
-        """Agents have come or gone; `connected` has those that still drain."""
+        """Agents or sandboxes have come or gone; `connected` has those that still drain."""
+        if self._connected is not None:
+            async with self._changing_hosts:
+                self._connected = connected
+                await self._end_hosts({sandbox.name for sandbox in connected.sandboxes})
         if self._reloader is not None:
             self._reloader.take(connected)
         await self.outcome.take(self.config, self.bus)
+
+    async def _end_hosts(self, sandboxes: set[str]) -> None:
+        """End the hosts of other sandboxes than these, and revoke their keys."""
+        gone = [child for child in self._children if child.kind == "sandbox" and child.name not in sandboxes]
+        await asyncio.gather(*(child.stop() for child in gone))
+        for child in gone:
+            self._children.remove(child)
+            log.info("host_ended", sandbox=child.name)
+            if self._keys is not None and self._server is not None:
+                try:
+                    await asyncio.to_thread(self._keys.store.remove, identity_of("sandbox", child.name))
+                except UsageError as error:
+                    log.warning("key_not_removed", problem=str(error))
+        if gone:
+            self._record()
+
+    async def _start_hosts(self) -> None:
+        """Start the hosts of sandboxes that were added, once the server has their keys."""
+        async with self._changing_hosts:
+            if self._connected is None or (self._reloader is not None and not self._reloader.served):
+                return
+            running = {child.name for child in self._children if child.kind == "sandbox"}
+            for sandbox in self._connected.sandboxes:
+                if sandbox.e2b is not None or sandbox.name in running:
+                    continue
+                spec = plan_host(sandbox.name, self.config.swarm, self._options, self._found)
+                child = ChildProcess(spec, self.url, self._logs, self._launcher)
+                child.on_start = self._record
+                self._children.append(child)
+                try:
+                    await child.start()
+                except (OSError, RuntimeError) as error:  # too many processes, threads or files just now
+                    self._children.remove(child)
+                    log.warning("child_not_started", child=child.name, problem=str(error))
+                    return
+                log.info("host_started", sandbox=sandbox.name)
+                self._tasks.append(asyncio.create_task(child.keep_running(self._on_exit), name=child.name))
 
     async def _start_children(self) -> None:
         """Start the children, and the tasks that watch them."""
@@ -417,9 +358,10 @@ class Up:
         if self._options.dashboard and self.config.dashboard.listen not in ("", NOWHERE):
             await asyncio.to_thread(self._open_dashboard)
         await self._keep_keys()
+        self._connected = self.config
         specs = plan_children(self._swarm, self._options, self._found)
         self._children = [ChildProcess(spec, self.url, self._logs, self._launcher) for spec in specs]
-        for child in self._children:
+        for child in [*self._children]:  # a change may come meanwhile
             await child.start()
             self._tasks.append(asyncio.create_task(child.keep_running(self._on_exit), name=child.name))
         self._tasks.append(asyncio.create_task(self._launcher.keep_zygote(), name="zygote"))
@@ -471,6 +413,7 @@ class Up:
             await asyncio.sleep(CHECK_INTERVAL_S)
             self._events.check()
             orphans.check()
+            await self._start_hosts()
             if self._tls is not None and self._server is not None:
                 await renew_certificates(self._tls, self._server, self._events)
             if self._violations is not None:
@@ -525,6 +468,8 @@ class Up:
 
         Hosts have time to drain their agents, the mirror to read what is left in the stream; the server ends last.
         """
+        async with self._changing_hosts:
+            self._connected = None
         for kinds in (("watchdog",), ("sandbox", "provider"), ("proxy",), ("metrics", "dashboard"), ("mirror",)):
             if "mirror" in kinds and hasattr(self, "_events"):  # the mirror stores the last events as well
                 await self._events.finish()

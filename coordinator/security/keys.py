@@ -90,6 +90,17 @@ class KeyStore:
             raise UsageError(f"{self.directory}: keys cannot be written there: {error.strerror}") from None
         return missing
 
+    def remove(self, identity: str) -> None:
+        """Remove the key of an identity that the swarm does not have any more, if there is one.
+
+        Raises:
+            UsageError: the file cannot be removed.
+        """
+        try:
+            self.file(identity).unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"key {self.file(identity)}: cannot be removed: {error.strerror}") from None
+
     def added(self) -> list[str]:
         """The identities outside the swarm that have keys.
 
@@ -148,7 +159,7 @@ class KeyStore:
 class KeyChanges:
     """Identities that have a new key, those whose key was removed for good, and whether agents have come or gone.
 
-    `hosts` are those among them that have come or gone with a sandbox that a provider has created.
+    `hosts` are those among them that have come or gone with their sandboxes.
     """
 
     new: frozenset[str] = frozenset()

@@ -49,11 +49,13 @@ class KeyReloader:
         self._pending: list[KeyChanges] = []
         """What was found, and the server has still to read."""
         self._config: ResolvedSwarm | None = None
-        """The swarm, if agents were added or removed since the last look."""
+        """The swarm, if agents or sandboxes were added or removed since the last look."""
+        self.served = False
+        """Whether the server has read the keys of the present swarm."""
 
     def take(self, config: ResolvedSwarm) -> None:
-        """Agents were added or removed: this is the swarm now."""
-        self._config = config
+        """Agents or sandboxes were added or removed: this is the swarm now."""
+        self._config, self.served = config, False
         self._due.set()
 
     async def listen(self, bus: NatsBus) -> None:
@@ -112,6 +114,7 @@ class KeyReloader:
         if changes:
             self._pending.append(changes)
         if not self._pending:
+            self.served = self._config is None
             return
         try:
             await self._server.reload(await asyncio.to_thread(lambda: self._keys.authorization))
@@ -122,6 +125,7 @@ class KeyReloader:
         for changes in read:
             self._report(changes)
             self._restart(changes.new)
+        self.served = self._config is None
 
     def _look(self) -> KeyChanges:
         config, self._config = self._config, None

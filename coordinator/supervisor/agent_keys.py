@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from bus.errors import UsageError
-from bus.nats.key_files import INCARNATIONS, agent_key_file, forget_seed, new_seed, read_seed, record, take
+from bus.nats.key_files import INCARNATIONS, KEY_SUFFIX, agent_key_file, forget_seed, new_seed, read_seed, record, take
 
 PAUSE_S = 0.02
 TRIES = 50
@@ -30,6 +30,10 @@ class AgentKeys:
     def has_key(self, agent: str) -> bool:
         """Whether this agent has a key, or `up` prepares one as soon as the agent is in the swarm."""
         return self._prepared.is_dir() or agent_key_file(self._directory, agent).exists()
+
+    def has_host_key(self, sandbox: str) -> bool:
+        """The same of the host of a sandbox."""
+        return self._prepared.is_dir() or (self._directory / f"sandbox-{sandbox}{KEY_SUFFIX}").exists()
 
     async def seed(self, agent: str, epoch: int) -> str:
         """The key for the incarnation `epoch`.

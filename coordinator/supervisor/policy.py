@@ -67,6 +67,8 @@ class Policy:
         self.hosts = {name: HostState(name, name) for name in sandboxes}
         self.leftovers: dict[str, Leftover] = {}
         """Agent that is not in the swarm -> its process, until its host has reported the end."""
+        self.closed: set[str] = set()
+        """Sandboxes that were removed: no agent is started there, whatever hosts they still have."""
         self._timeouts = timeouts
         self._rng = rng
         self._started_at: float | None = None
@@ -118,7 +120,7 @@ class Policy:
         host = self.hosts.setdefault(heartbeat.agent, HostState(heartbeat.agent, heartbeat.group or heartbeat.agent))
         if host.alive and host.host_id != heartbeat.agent_id:
             self._host_lost(now, host, "its sandbox host was replaced")
-        if host.alive and heartbeat.status != "live":
+        if host.alive and heartbeat.status != "live" and host.group not in self.closed:
             self._actions.append(SandboxLost(host.name, self.running_in(host.name)))  # its agents drain, then move
         if heartbeat.status == "live" and not host.alive:
             host.live_since = now
@@ -320,6 +322,23 @@ class Policy:
             self.leftovers[name] = Leftover(agent.sandbox, agent.pid, agent.epoch)
         self._actions = [action for action in self._actions if getattr(action, "agent", None) != name]
 
+    def open_sandbox(self, name: str) -> None:
+        """Have agents started in a sandbox that was added, once it has a host."""
+        self.closed.discard(name)
+        self.hosts.setdefault(name, HostState(name, name))
+
+    def close_sandbox(self, name: str) -> None:
+        """Start no agent any more in a sandbox that was removed; those that run there are not touched."""
+        self.closed.add(name)
+
+    def forget_sandbox(self, name: str) -> None:
+        """Forget the hosts of a sandbox that was removed; no agent runs there."""
+        self.hosts = {host: state for host, state in self.hosts.items() if state.group != name}
+
+    def runs_host(self, sandbox: str) -> bool:
+        """Whether a host of `sandbox` runs, open for agents or not."""
+        return any(host.alive and host.group == sandbox for host in self.hosts.values())
+
     def revive(self, now: float, name: str) -> bool:
         """Have a quarantined or drained agent started again; False if it is neither."""
         agent = self.agents[name]
@@ -346,8 +365,9 @@ class Policy:
         return host in self.hosts and self.hosts[host].group == sandbox
 
     def is_live(self, sandbox: str, since: float = math.inf) -> bool:
-        """Whether a host of `sandbox` is live, and has been since then."""
-        return any(host.alive and host.group == sandbox and host.live_since <= since for host in self.hosts.values())
+        """Whether a host of `sandbox` is live and takes agents, and has been live since then."""
+        hosts = (host for host in self.hosts.values() if host.group not in self.closed)
+        return any(host.alive and host.group == sandbox and host.live_since <= since for host in hosts)
 
     # -- decisions
 
@@ -434,7 +454,8 @@ class Policy:
 
     def _start(self, now: float, agent: AgentState) -> None:
         agents = self.agents.values()
-        sandbox = choose_sandbox(agent, agents, self.hosts.values())
+        hosts = [host for host in self.hosts.values() if host.group not in self.closed]
+        sandbox = choose_sandbox(agent, agents, hosts)
         if sandbox is None or starting_count(now, sandbox, agents, self._timeouts.grace_s) >= STARTS_AT_ONCE:
             return
         moved_from = agent.sandbox if agent.sandbox and agent.sandbox != sandbox else None

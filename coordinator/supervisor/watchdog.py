@@ -201,6 +201,7 @@ async def build_leadership(
     swarm = read_live_swarm(base, stored, changes)
     hosts = HostClient(bus, term, settings.heartbeat_ms / 1000, settings.starved_ms / 1000, settings.max_outputs_per_s)
     policy = make_policy(swarm.config)
+    policy.closed.update(swarm.changes.removed_sandboxes)
     if not clear_quarantine and stored is not None:
         for name in swarm.changes.agents.keys() - stored.voters.keys():
             policy.agents[name].joining = True

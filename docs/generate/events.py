@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bus.messages import Severity
+from coordinator.runner.child_process import STOP_GRACE_S
 from coordinator.runner.liveness import WATCHED_KINDS
-from coordinator.runner.up import STOP_GRACE_S
 from coordinator.sandboxes.provider import CRITICAL_ALERTS
 from docs.generate.alert_codes import MEANINGS
 from docs.generate.markdown import code, page, table

@@ -20,10 +20,11 @@ from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.monitor.live_view import LiveView
+from coordinator.runner.child_process import UpOptions
 from coordinator.runner.dashboard_link import read_place
 from coordinator.runner.launcher import Launcher
 from coordinator.runner.preflight import check_agents
-from coordinator.runner.up import Up, UpOptions, run_up
+from coordinator.runner.up import Up, run_up
 from docs.generate.screenshots import take_screenshots
 from docs.generate.source import ROOT
 from signalmesh import python_command

@@ -14,7 +14,17 @@ import pytest
 
 from bus.nats.credentials import SERVICES, credentials_from
 from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
-from tests.acceptance.swarm import AGENTS, GUARD_S, VOTERS, Finished, Swarm, agents_toml
+from tests.acceptance.swarm import (
+    AGENTS,
+    AUTHENTICATION,
+    GUARD_S,
+    SANDBOXES,
+    VOTERS,
+    Ends,
+    Finished,
+    Swarm,
+    agents_toml,
+)
 
 SPEED = "20"
 TOML = agents_toml(limit=600)
@@ -332,3 +342,92 @@ def newest_agents(subscriber: Subscriber) -> dict[str, Any]:
     changes = changes_of(subscriber)
     agents: dict[str, Any] = changes[-1].get("agents", {}) if changes else {}
     return agents
+
+
+SANDBOX_MISTAKES = {
+    ("sandbox", "add", "base"): "sandbox 'base' is in the swarm already",
+    ("sandbox", "add", "Coordinator"): "collides with agent 'coordinator'",
+    ("sandbox", "add", "watchdog"): "this name is reserved",
+    ("sandbox", "add", "far", "--provider", "e2b"): "sandboxes at E2B do not change at run time",
+    ("sandbox", "add"): "expected the name of a sandbox after it",
+    ("sandbox", "remove", "pyton"): "no sandbox 'pyton' (did you mean 'python'?); there are: base, nodejs, python",
+    ("sandbox", "base", "extra"): "expected a name alone, or add or remove before the name",
+}
+"""What is refused, and by which words."""
+
+
+async def sandboxes_of(swarm: Swarm) -> set[str]:
+    return {one["name"] for one in (await swarm.command("status", "--json")).json["sandboxes"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_sandboxes_come_and_go_while_the_swarm_decides(tmp_path: Path):
+    name = "strategy-momentum"
+    key = tmp_path / ".signalmesh" / "keys" / "sandbox-extra.nk"
+    async with Swarm(tmp_path, agents_toml(limit=4000)) as swarm:
+        subscriber = await swarm.up("--speed", SPEED)
+        await subscriber.live(*AGENTS)
+        for arguments, words in SANDBOX_MISTAKES.items():
+            refused = await swarm.command(*arguments)
+            assert (refused.code, words in refused.err) == (2, True), refused.err
+        assert changes_of(subscriber) == []
+
+        added = await swarm.command("sandbox", "add", "extra", "--json")
+        assert added.json == {"sandbox": "extra", "change": "added", "provider": "local", "moved": []}, added.err
+        assert key.exists() != bool(AUTHENTICATION)
+        moved = await swarm.command("move", name, "--to", "extra", "--json")
+        assert (moved.code, moved.json["sandbox"]) == (0, "extra"), moved.err
+        # Its host is as good as any other: killed, it comes back, and so does the agent.
+        host = subscriber.heartbeats["extra"]["pid"]
+        swarm.send(host, signal.SIGKILL)
+        await subscriber.back({name: moved.json["epoch"]})
+        await subscriber.until("its host is back", lambda: subscriber.heartbeats["extra"]["pid"] != host)
+        assert (await swarm.command("rebalance")).code == 0
+        assert await home_of(swarm, name) == "extra"
+        assert await sandboxes_of(swarm) == {*SANDBOXES, "extra"}
+        assert (await swarm.command("doctor")).code == 0
+        assert await swarm.end(signal.SIGINT) == 0
+        differences = (await swarm.command("config", "diff", "--json")).json["changes"]
+        assert [(one["agent"], one["change"]) for one in differences] == [("extra", "added"), (name, "moved")]
+
+        subscriber = await swarm.up("--speed", SPEED)
+        before = await subscriber.live(*AGENTS)
+        assert before[name]["sandbox"] == "extra"
+        assert await sandboxes_of(swarm) == {*SANDBOXES, "extra"}
+        ends = await Ends.of(subscriber.heartbeats["extra"]["pid"])
+        command = swarm.command("sandbox", "remove", "extra", "--json")
+        removed = await kill_leader_when(
+            swarm, subscriber, "stored", lambda: "extra" in removed_in(subscriber), command
+        )
+        assert removed.code == 0, removed.err
+        assert [(one["agent"], one["status"]) for one in removed.json["moved"]] == [(name, "running")]
+        await ends.all()
+        await subscriber.happened("removed", "extra")
+        await subscriber.until("the key is revoked", lambda: None if key.exists() else True)
+        assert await sandboxes_of(swarm) == {*SANDBOXES}
+        assert await home_of(swarm, name) in SANDBOXES
+
+        # Sandboxes of swarm.toml go as well, all but the last one; agents are moved, and none is declared dead.
+        for sandbox in ("python", "base"):
+            removed = await swarm.command("sandbox", "remove", sandbox, "--json")
+            assert removed.code == 0, removed.err
+        refused = await swarm.command("sandbox", "remove", "nodejs")
+        assert (refused.code, "is the only sandbox" in refused.err) == (2, True), refused.err
+        assert await homes_of(swarm) == dict.fromkeys(AGENTS, "nodejs")
+        again = await swarm.command("sandbox", "add", "python", "--json")
+        assert again.code == 0, again.err
+        differences = (await swarm.command("config", "diff", "--json")).json["changes"]
+        assert [one["agent"] for one in differences if one["is_sandbox"]] == ["base"]
+        assert [event["agent"] for event in subscriber.lifecycle if event["event"] == "declared_dead"] == []
+        status = (await swarm.command("status", "--json")).json
+        assert status["refused"] is None
+        assert {changes["revision"] for changes in changes_of(subscriber)} - {2} == {3, 4, 5, 6}
+        await assert_clean(swarm)
+
+
+def removed_in(subscriber: Subscriber) -> dict[str, Any]:
+    """The sandboxes that the newest changes have removed."""
+    changes = changes_of(subscriber)
+    removed: dict[str, Any] = changes[-1].get("removed_sandboxes", {}) if changes else {}
+    return removed

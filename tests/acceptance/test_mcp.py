@@ -115,6 +115,11 @@ async def test_assistants_change_the_agents_of_a_running_swarm(tmp_path: Path, t
             assert "8 agents would run, at most 7 are allowed" in text_of(refused)
             scaled = (await answer(client, "swarm_scale", kind="momentum", count=1, confirm=True))["result"]
             assert [one["agent"] for one in scaled["agents"]] == ["momentum-1"]
+            added = (await answer(client, "sandbox_add", sandbox="extra", confirm=True))["result"]
+            assert added == {"sandbox": "extra", "change": "added", "provider": "local", "moved": []}
+            await answer(client, "agent_move", agent="momentum-1", to="extra", confirm=True)
+            left = (await answer(client, "sandbox_remove", sandbox="extra", confirm=True))["result"]
+            assert [(one["agent"], one["status"]) for one in left["moved"]] == [("momentum-1", "running")]
             gone = (await answer(client, "agent_remove", agent="fourth-vote", forget=True, confirm=True))["result"]
             assert gone == {"agent": "fourth-vote", "forgotten": True}
             status = await same_figures(swarm, client)

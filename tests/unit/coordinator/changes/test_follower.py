@@ -15,6 +15,7 @@ from coordinator.config.changes import (
     AddedAgent,
     Changes,
     RemovedAgent,
+    RemovedSandbox,
     encode_changes,
     read_changes_file,
 )
@@ -36,6 +37,7 @@ class Following:
 
     async def on_change(self, connected: ResolvedSwarm) -> None:
         self.connected = {agent.spec.name for agent in connected.agents}
+        self.sandboxes = {spec.name for spec in connected.sandboxes}
         assert set(connected.traits) == self.connected
         self.changed.set()
 
@@ -85,3 +87,22 @@ async def test_older_changes_and_those_of_others_change_nothing(tmp_path: Path):
     await up.follower.take(VotingConfig(voters={}, timestamp=now(), source="stranger", changes=third.changes))
     assert up.swarm.changes == second
     assert read_changes_file(tmp_path) == second
+
+
+async def test_the_host_of_a_removed_sandbox_is_kept_until_its_agents_have_gone(tmp_path: Path):
+    up = Following(tmp_path)
+    added = NO_CHANGES.after("add sandbox extra", "id1", sandboxes={"extra": {"provider": "local"}})
+    await up.follower.take(up.message(added))
+    assert up.sandboxes == {"base", "nodejs", "python", "extra"}
+    gone = {"extra": RemovedSandbox(after=0, configured=False)}
+    removed = up.message(added.after("remove sandbox extra", "id2", sandboxes={}, removed_sandboxes=gone))
+    await up.follower.take(removed)
+    await up.bus.publish("in." + up.bus.subjects.config(WATCHDOG), encode(removed))
+    await up.follower.look(cast(Any, up.bus))
+    assert "extra" in up.sandboxes
+    assert "extra" not in {spec.name for spec in up.swarm.config.sandboxes}
+    # The event is not received, but found in the stream.
+    event = Lifecycle(event="removed", agent="extra", timestamp=now(), source=WATCHDOG)
+    await up.bus.publish("in." + up.bus.subjects.lifecycle("extra", WATCHDOG), encode(event))
+    await up.follower.look(cast(Any, up.bus))
+    assert up.sandboxes == {"base", "nodejs", "python"}

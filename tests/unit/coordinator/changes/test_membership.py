@@ -10,13 +10,15 @@ from bus.errors import ConfigError, MeshError, UsageError
 from coordinator.changes.membership import (
     Start,
     after_adding,
+    after_adding_sandbox,
     after_removing,
+    after_removing_sandbox,
     after_scaling,
     check_changed,
     place_added,
     scaled_tables,
 )
-from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, encode_changes, to_changes
+from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, RemovedSandbox, encode_changes, to_changes
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import parse_swarm
 from coordinator.config.scaling import with_agents
@@ -161,3 +163,70 @@ def test_a_wrong_scale_is_refused(kind: str, count: int, words: str):
     sandboxes: dict[str, Any] = {"base": {}, "Mean-Reversion-1": {}}
     with pytest.raises(UsageError, match=words):
         scaled_tables(swarm(agents=agents, sandboxes=sandboxes), kind, count, {"base"})
+
+
+def with_extra(before: Changes = NO_CHANGES) -> Changes:
+    return after_adding_sandbox(swarm(before), "extra", {"provider": "local"}, "id", ("base", "nodejs", "python"))
+
+
+@pytest.mark.parametrize(
+    ("name", "provider", "problem"),
+    [
+        ("base", "local", "sandbox 'base' is in the swarm already; `signalmesh sandbox remove base` removes it"),
+        ("Base", "local", "collides with sandbox 'base'"),
+        ("Research-1", "local", "collides with agent 'research-1'"),
+        ("joined", "local", "collides with host 'joined'"),
+        ("watchdog", "local", "this name is reserved"),
+        ("remove", "local", "`signalmesh sandbox remove NAME` is a command"),
+        ("a.b", "local", "sandbox 'a.b'"),
+        ("extra", "docker", "'docker' is not available; available: local, e2b"),
+        ("extra", "e2b", "sandboxes at E2B do not change at run time; change the table in swarm.toml"),
+    ],
+)
+def test_a_sandbox_that_cannot_be_added_is_refused(name: str, provider: str, problem: str):
+    with pytest.raises(UsageError) as refused:
+        after_adding_sandbox(swarm(), name, {"provider": provider}, "id", ("base", "joined"))
+    assert problem in str(refused.value)
+
+
+def test_an_added_sandbox_takes_agents_until_it_is_removed():
+    changes = to_changes(encode_changes(with_extra()))
+    changed = swarm(changes)
+    assert [spec.name for spec in changed.config.sandboxes] == ["base", "nodejs", "python", "extra"]
+    assert place_added(changed, "new", {**MOMENTUM, "sandbox": "extra"}, {"extra"})[1].spec.sandbox == "extra"
+    changes = added("new", {**MOMENTUM, "sandbox": "extra"}, changes)
+    removed = after_removing_sandbox(swarm(changes), "extra", "id", after=9, live=LIVE)
+    assert (removed.sandboxes, removed.removed_sandboxes) == ({}, {"extra": RemovedSandbox(after=9, configured=False)})
+    assert {name: (move.sandbox, move.after) for name, move in removed.moved.items()} == {"new": ("base", 9)}
+    assert swarm(removed).config.agent("new").spec.sandbox == "base"
+    assert with_extra(removed).removed_sandboxes == {}
+
+
+def test_the_agents_of_a_removed_sandbox_get_homes_in_live_ones():
+    removed = after_removing_sandbox(swarm(), "python", "id", after=9, live={"base", "python", "nodejs"})
+    homes = {name: move.sandbox for name, move in removed.moved.items()}
+    assert homes == {"strategy-mean-reversion": "base", "coordinator": "base"}
+    assert [spec.name for spec in swarm(removed).config.sandboxes] == ["base", "nodejs"]
+    assert removed.removed_sandboxes["python"].configured
+    back = after_adding_sandbox(swarm(removed), "python", {"provider": "local"}, "id", ())
+    assert (back.sandboxes, back.removed_sandboxes) == ({}, {})
+    assert swarm(back).config.sandboxes == swarm().config.sandboxes
+    # What swarm.toml has for that sandbox later is placed too.
+    late = swarm(removed, agents={"late": {"kind": "momentum", "sandbox": "python"}})
+    assert late.config.agent("late").spec.sandbox == "base"
+
+
+def test_a_sandbox_that_cannot_be_removed_is_refused():
+    for name, live, problem in (
+        ("pyton", LIVE, "no sandbox 'pyton' (did you mean 'python'?); there are: base, nodejs, python"),
+        ("python", {"python"}, "no other sandbox has a live host"),
+    ):
+        with pytest.raises(MeshError) as refused:
+            after_removing_sandbox(swarm(), name, "id", after=9, live=live)
+        assert problem in str(refused.value)
+    only = swarm(sandboxes={"base": {}}, agents={"a": {"kind": "momentum"}})
+    with pytest.raises(UsageError, match="'base' is the only sandbox; `signalmesh down` ends the swarm"):
+        after_removing_sandbox(only, "base", "id", after=9, live={"base"})
+    gone = Changes(revision=1, removed_sandboxes={"base": RemovedSandbox(after=9)})
+    with pytest.raises(ConfigError, match="every sandbox here was removed at run time"):
+        swarm(gone, sandboxes={"base": {}}, agents={"a": {"kind": "momentum"}})

@@ -64,7 +64,7 @@ from coordinator.chaos.report import Chaos, FaultKind, FaultSeen, ReceivedDecisi
 from coordinator.cli import json_schema
 from coordinator.config.changes import ChangedAgent
 from coordinator.config.kept_changes import ConfigDiff
-from coordinator.control.changes import AddedToSwarm, MovedAgent, Rebalanced, RemovedFromSwarm, Scaled
+from coordinator.control.changes import AddedToSwarm, ChangedSandbox, MovedAgent, Rebalanced, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
 from coordinator.decisions.rounds import round_id
@@ -242,6 +242,9 @@ PRINTED: dict[str, Any] = {
     ),
     "add": AddedToSwarm(agent="a", sandbox="base", epoch=7, status="running"),
     "remove": RemovedFromSwarm(agent="a", forgotten=True),
+    "sandbox": ChangedSandbox(
+        sandbox="b", change="removed", moved=[MovedAgent(agent="a", sandbox="base", epoch=7, status="running")]
+    ),
     "scale": Scaled(kind="momentum", agents=[MovedAgent(agent="momentum-1", sandbox="a", epoch=7, status="running")]),
     "move": MovedAgent(agent="a", sandbox="base", epoch=7, status="live"),
     "rebalance": Rebalanced(moved=[MovedAgent(agent="a", sandbox="base", epoch=7, status="live")]),

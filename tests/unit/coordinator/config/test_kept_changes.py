@@ -13,6 +13,7 @@ from coordinator.config.changes import (
     Changes,
     Move,
     RemovedAgent,
+    RemovedSandbox,
     read_changes_file,
     without_configured,
     write_changes_file,
@@ -69,3 +70,28 @@ def test_a_file_that_is_none_is_named(tmp_path: Path):
     (tmp_path / CHANGES_FILE).write_text('{"revision": "x"}')
     with pytest.raises(UsageError, match=CHANGES_FILE):
         reset(tmp_path)
+
+
+def test_sandboxes_are_shown_and_saved(tmp_path: Path):
+    changes = Changes(
+        revision=2,
+        sandboxes={"extra": {"provider": "local"}},
+        removed_sandboxes={"python": RemovedSandbox(after=4), "gone": RemovedSandbox(after=5, configured=False)},
+        moved={"coordinator": Move(sandbox="extra", after=4)},
+    )
+    write_changes_file(tmp_path, changes)
+    config = load_swarm(directory=tmp_path)
+    shown = compare(config, tmp_path).changes
+    assert [(one.agent, one.change, one.is_sandbox) for one in shown] == [
+        ("extra", "added", True), ("python", "removed", True), ("coordinator", "moved", False),
+    ]  # fmt: skip
+    assert set(without_configured(config, changes).removed_sandboxes) == {"python"}
+    save(config, tmp_path, tmp_path / "swarm.toml")
+    saved = load_swarm(directory=tmp_path)
+    assert [spec.name for spec in saved.sandboxes] == ["base", "nodejs", "extra"]
+    assert saved.sandboxes[1].packages == ("express", "axios", "lodash")
+    homes = {item.spec.name: item.spec.sandbox for item in saved.agents}
+    assert (homes["coordinator"], homes["strategy-mean-reversion"]) == ("extra", "extra")
+    left = without_configured(saved, changes)
+    assert (left.sandboxes, left.removed_sandboxes, left.moved) == ({}, {}, {})
+    assert compare(saved, tmp_path).changes == []

@@ -67,6 +67,7 @@ def test_the_schemas_of_a_tool_are_objects_whose_arguments_are_described(tool):
         ("agent_add", {"agent": "new", "kind": "--all"}, "agent_add: argument kind: expected"),
         ("agent_add", {"agent": "new", "clas": "a:B"}, "agent_add: argument clas: unknown argument"),
         ("swarm_scale", {"kind": "momentum", "count": -1}, "swarm_scale: argument count: expected"),
+        ("sandbox_add", {"sandbox": "--provider"}, "sandbox_add: argument sandbox: expected"),
         ("swarm_up", {"port": 70000}, "swarm_up: argument port: expected"),
         ("swarm_up", {"speed": -1}, "swarm_up: argument speed: expected"),
         ("chaos", {"for_s": 0}, "chaos: argument for_s: expected"),

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import load_swarm
-from coordinator.runner.child_process import ChildSpec
-from coordinator.runner.up import FoundOut, UpOptions, plan_children
+from coordinator.runner.child_process import ChildSpec, FoundOut, UpOptions, plan_children
 
 COMMON = ("--swarm", "swarm", "--log-level", "info")
 CHANGES = ("--changes", "state")
