@@ -1,8 +1,8 @@
 """Metrics from heartbeats, collected for each scrape.
 
 Series from a heartbeat end RECENT_HEARTBEAT_S after it. The age of the heartbeat itself keeps growing for each process
-that must be there, so that its silence is noticed: each configured agent, the roles, and of each configured sandbox
-the host with the newest heartbeat. Any other age series ends, such as that of a replica that was scaled away.
+that must be there, so that its silence is noticed: each agent of the swarm, the roles, and of each of its sandboxes the
+host with the newest heartbeat. Any other age series ends, such as that of a replica that was scaled away.
 """
 
 from __future__ import annotations
@@ -92,9 +92,12 @@ class HeartbeatMetrics(Collector):
         if heartbeat.status == "standby":
             return False
         if heartbeat.role != "sandbox":
-            return heartbeat.agent in self._names.known
+            return self._is_expected(heartbeat.agent)
         sandbox = heartbeat.group or heartbeat.agent
-        return sandbox in self._names.known and served[sandbox] == heartbeat.agent
+        return self._is_expected(sandbox) and served[sandbox] == heartbeat.agent
+
+    def _is_expected(self, name: str) -> bool:
+        return name in self._names.known and name not in self._names.removed
 
     def _agents(self, agents: list[Heartbeat], leader: Heartbeat | None) -> Iterator[Metric]:
         lag = _gauge("signalmesh_agent_lag_messages", "Inputs in the stream that the agent has not handled.", "agent")

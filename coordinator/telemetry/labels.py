@@ -19,6 +19,8 @@ class Names:
 
     def __init__(self, known: Iterable[str]) -> None:
         self.known = frozenset(known) | RESERVED_NAMES
+        self.removed: frozenset[str] = frozenset()
+        """Those of the known ones whose processes are not there any more."""
         self._unknown_writers: set[str] = set()
 
     def learn(self, names: Iterable[str]) -> None:

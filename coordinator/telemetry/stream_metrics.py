@@ -98,7 +98,11 @@ class StreamMetrics(Instruments):
         self._begin(tuple(self._agents))
 
     def learn(self, changes: Changes) -> None:
-        """The agents and sandboxes that were added at run time are known as those of the configuration are."""
+        """The agents and sandboxes that were added at run time are known as those of the configuration are.
+
+        Those that were removed keep their labels, and are not missed.
+        """
+        self.names.removed = frozenset((*changes.removed, *changes.removed_sandboxes))
         self.names.learn(tuple(changes.sandboxes))
         if new := tuple(name for name in changes.agents if name not in self._agents):
             self._agents |= frozenset(new)

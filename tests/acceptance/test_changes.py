@@ -408,7 +408,7 @@ async def test_sandboxes_come_and_go_while_the_swarm_decides(tmp_path: Path):
         assert await sandboxes_of(swarm) == {*SANDBOXES}
         assert await home_of(swarm, name) in SANDBOXES
 
-        # Sandboxes of swarm.toml go as well, all but the last one; agents are moved, and none is declared dead.
+        # Sandboxes of swarm.toml go as well, all but the last one; no agent dies with its host.
         for sandbox in ("python", "base"):
             removed = await swarm.command("sandbox", "remove", sandbox, "--json")
             assert removed.code == 0, removed.err
@@ -419,7 +419,9 @@ async def test_sandboxes_come_and_go_while_the_swarm_decides(tmp_path: Path):
         assert again.code == 0, again.err
         differences = (await swarm.command("config", "diff", "--json")).json["changes"]
         assert [one["agent"] for one in differences if one["is_sandbox"]] == ["base"]
-        assert [event["agent"] for event in subscriber.lifecycle if event["event"] == "declared_dead"] == []
+        deaths = [event["reason"] for event in subscriber.lifecycle if event["event"] == "declared_dead"]
+        assert [reason for reason in deaths if "its sandbox host" in reason] == []
+        assert [alert["text"] for alert in subscriber.alerts if alert["code"] == "sandbox_lost"] == []
         status = (await swarm.command("status", "--json")).json
         assert status["refused"] is None
         assert {changes["revision"] for changes in changes_of(subscriber)} - {2} == {3, 4, 5, 6}

@@ -8,6 +8,7 @@ import pytest
 
 from agents.host.probe import network_of_here
 from bus.messages import Child, SandboxAccount, SandboxUsage
+from coordinator.config.changes import NO_CHANGES, Changes, RemovedAgent, RemovedSandbox
 from coordinator.telemetry.heartbeat_metrics import FORGET_S, RECENT_HEARTBEAT_S, HeartbeatMetrics
 from tests.support.counted import AT, Stream, heartbeat
 
@@ -114,6 +115,11 @@ def test_the_age_of_a_configured_process_keeps_growing_and_other_ages_end(receiv
     received.time_s = FORGET_S
     assert received.ages().keys() == {"momentum", "somebody", "base", "somewhere"}
     received.time_s = 1e6
+    assert received.ages() == {"momentum": 1e6, "base": 1e6}
+    changes = Changes(removed={"momentum": RemovedAgent(after=1)}, removed_sandboxes={"base": RemovedSandbox(after=2)})
+    received.stream.metrics.learn(changes)
+    assert received.ages() == {}
+    received.stream.metrics.learn(NO_CHANGES)
     assert received.ages() == {"momentum": 1e6, "base": 1e6}
 
 
