@@ -211,7 +211,7 @@ MISTAKES = {
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
-    async with Swarm(tmp_path, "max_agents = 7\n" + agents_toml(limit=4000)) as swarm:
+    async with Swarm(tmp_path, "max_agents = 7\n" + agents_toml(limit=20000)) as swarm:
         (tmp_path / "breakout.py").write_text(BREAKOUT)
         (tmp_path / "broken.py").write_text('raise RuntimeError("on purpose")')
         subscriber = await swarm.up("--speed", SPEED)
@@ -315,7 +315,7 @@ async def agents_of(swarm: Swarm) -> set[str]:
 
 @pytest.mark.slow
 async def test_a_watchdog_killed_in_the_middle_of_a_change_makes_it_once(tmp_path: Path):
-    async with Swarm(tmp_path, "max_agents = 9\n" + agents_toml(limit=4000)) as swarm:
+    async with Swarm(tmp_path, "max_agents = 9\n" + agents_toml(limit=20000)) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*AGENTS)
 
@@ -365,7 +365,7 @@ async def sandboxes_of(swarm: Swarm) -> set[str]:
 async def test_sandboxes_come_and_go_while_the_swarm_decides(tmp_path: Path):
     name = "strategy-momentum"
     key = tmp_path / ".signalmesh" / "keys" / "sandbox-extra.nk"
-    async with Swarm(tmp_path, agents_toml(limit=4000)) as swarm:
+    async with Swarm(tmp_path, agents_toml(limit=20000)) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*AGENTS)
         for arguments, words in SANDBOX_MISTAKES.items():
