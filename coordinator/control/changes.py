@@ -117,7 +117,10 @@ async def request_change(bus: Bus, command: str, on_pending: OnPending = _ignore
             return reply
         on_pending(reply["pending"])
         if answered_at - started_at > DONE_S:
-            raise MeshError(f"{command}: stored, but not done after {DONE_S:.0f} s: {reply['pending']}")
+            raise MeshError(
+                f"{command}: not done after {DONE_S:.0f} s: {reply['pending']}; `signalmesh config diff` shows whether "
+                "it was made"
+            )
 
 
 async def add(bus: Bus, agent: str, table: dict[str, Any], on_pending: OnPending = _ignore) -> AddedToSwarm:

@@ -17,14 +17,16 @@ from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
 
+_BEGIN = rb"\[\d+\] [\d/]+ [\d:.]+ \[ERR\] "
+"""Of a line of the server: a client's text, such as its name, may look like the rest of one."""
 _DENIED = re.compile(
-    rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:(?P<key>U[A-Z2-7]{55})" - )?'
+    _BEGIN + rb'(?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:(?P<key>U[A-Z2-7]{55})" - )?'
     rb'(?P<verb>Publish|Subscription) Violation - .*?Subject "(?P<subject>[^"]*)"'
 )
 _REFUSED = re.compile(
-    rb'\[ERR\] (?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?authentication error(?: - Nkey "(?P<key>[^"]*)")?'
+    _BEGIN + rb'(?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?authentication error(?: - Nkey "(?P<key>[^"]*)")?'
 )
-_UNENCRYPTED = re.compile(rb"\[ERR\] (?P<address>\S+) - cid:\d+ - TLS handshake error: (?P<reason>.*)")
+_UNENCRYPTED = re.compile(_BEGIN + rb"(?P<address>\S+) - cid:\d+ - TLS handshake error: (?P<reason>.*)")
 _REASONS = {
     b"first record does not look like a TLS handshake": "without TLS",
     b"client offered only unsupported versions": "with TLS older than 1.2",
@@ -63,12 +65,12 @@ class ViolationLog:
 
 
 def _parse(line: bytes) -> Violation | None:
-    if (found := _DENIED.search(line)) is not None:
+    if (found := _DENIED.match(line)) is not None:
         verb, subject = _VERBS[found["verb"]], _text(found["subject"])
         return Violation(_text(found["address"]), _text(found["key"]), verb, subject)
-    if (found := _REFUSED.search(line)) is not None:
+    if (found := _REFUSED.match(line)) is not None:
         return Violation(_text(found["address"]), _text(found["key"]), CONNECT)
-    if (found := _UNENCRYPTED.search(line)) is not None:
+    if (found := _UNENCRYPTED.match(line)) is not None:
         reasons = (what for reason, what in _REASONS.items() if reason in found["reason"])
         if (what := next(reasons, None)) is not None:
             return Violation(_text(found["address"]), "", CONNECT, what)

@@ -68,6 +68,22 @@ def test_a_clients_name_is_no_subject(tmp_path: Path, name: str):
     assert [each.subject for each in log.read()] == ["real"]
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "TLS handshake error: first record does not look like a TLS handshake",
+        "authentication error",
+        'Publish Violation - Subject "forged"',
+    ],
+)
+def test_a_clients_name_is_no_line(tmp_path: Path, forged: str):
+    file = tmp_path / "nats.log"
+    log = ViolationLog(file)
+    line = LINE.format(name=f"[ERR] 6.6.6.6:1 - cid:9 - {forged} -", key=KEY, rest="maximum payload exceeded")
+    file.write_text(line.replace('Subject "forged"', 'Subject \\"forged\\"'))
+    assert log.read() == []
+
+
 def reports() -> tuple[ViolationReports, list[float]]:
     clock = [1000.0]
     owners = {"A": "agent-one", "": UNNAMED, "OLD": None}
