@@ -28,6 +28,7 @@ from bus.errors import (
     Disconnected,
     NotAdmitted,
     PermissionDenied,
+    Refused,
     UsageError,
 )
 from bus.mirror.reader import MIRROR_FILE
@@ -419,9 +420,11 @@ class Up:
             if self._violations is not None:
                 await self._report_violations(*self._violations)
             if count % CHECKS_PER_STREAM_CHECK == 0:
-                with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied):
-                    await self._changes.look(self.bus)
+                # Refused: the stream was deleted just now, and the next look says so.
+                with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied, Refused):
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
+                    if not gone:
+                        await self._changes.look(self.bus)
             if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._crowds is not None and self._server is not None:
                 await self._crowds.look(self._server, self._events)
             if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._server is None:
