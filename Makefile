@@ -81,7 +81,7 @@ test-slow: setup
 
 # Every fault of docs/fault-matrix.md. One of them: make test-matrix ARGS='-k "stop and host and load"'
 test-matrix: setup
-	$(SWARMS) -m "matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
+	$(PARALLEL) -m "matrix and not serial" $(ARGS) || [ $$? -eq 5 ]
 	$(PYTEST) -m "matrix and serial" $(ARGS) || [ $$? -eq 5 ]
 
 # docker compose up, for real: needs a Docker engine with Compose v2, and root.
