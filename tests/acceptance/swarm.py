@@ -48,6 +48,26 @@ VOTERS = ("research-2", "strategy-momentum", "strategy-mean-reversion")
 SANDBOXES = ("base", "nodejs", "python")
 
 
+BREAKOUT = """\
+from dataclasses import dataclass, field
+from agents.agent import Agent
+from bus.messages import MarketData, Signal
+
+class Breakout(Agent):
+    kind = "breakout"
+    listens = ("market",)
+
+    @dataclass
+    class State:
+        highs: list[float] = field(default_factory=list)
+
+    def on_market(self, tick: MarketData) -> Signal:
+        highs = self.state.highs = [*self.state.highs, tick.high or tick.price][-20:]
+        return self.signal(tick, "buy" if tick.price >= max(highs) else "hold", 0.6)
+"""
+"""A module with an agent of a user's own."""
+
+
 def agents_toml(**source_options: float) -> str:
     """The default agents, with options for the source of candles."""
     options = ", ".join(f"{key} = {value}" for key, value in source_options.items())

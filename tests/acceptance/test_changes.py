@@ -17,6 +17,7 @@ from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
 from tests.acceptance.swarm import (
     AGENTS,
     AUTHENTICATION,
+    BREAKOUT,
     GUARD_S,
     SANDBOXES,
     VOTERS,
@@ -175,23 +176,6 @@ async def test_a_wrong_move_changes_nothing(tmp_path: Path, arguments: tuple[str
         assert changes_of(subscriber) == []
 
 
-BREAKOUT = """\
-from dataclasses import dataclass, field
-from agents.agent import Agent
-from bus.messages import MarketData, Signal
-
-class Breakout(Agent):
-    kind = "breakout"
-    listens = ("market",)
-
-    @dataclass
-    class State:
-        highs: list[float] = field(default_factory=list)
-
-    def on_market(self, tick: MarketData) -> Signal:
-        highs = self.state.highs = [*self.state.highs, tick.high or tick.price][-20:]
-        return self.signal(tick, "buy" if tick.price >= max(highs) else "hold", 0.6)
-"""
 MISTAKES = {
     ("add", "new", "--kind", "momentun"): "unknown kind 'momentun' (did you mean 'momentum'?)",
     ("add", "new", "--class", "broken:Broken"): "importing broken failed: RuntimeError: on purpose",

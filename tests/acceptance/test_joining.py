@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.exact import assert_each_round_once
-from tests.acceptance.swarm import VOTERS, Swarm, agents_toml
+from tests.acceptance.swarm import BREAKOUT, VOTERS, Swarm, agents_toml
 
 AT = "2024-01-15T10:30:00Z"
 RECORDED = {
@@ -35,23 +35,6 @@ external = true
 kind = "coordinator"
 [coordinator]
 round_timeout_ms = 60000
-"""
-BREAKOUT = """\
-from dataclasses import dataclass, field
-from agents.agent import Agent
-from bus.messages import MarketData, Signal
-
-class Breakout(Agent):
-    kind = "breakout"
-    listens = ("market",)
-
-    @dataclass
-    class State:
-        highs: list[float] = field(default_factory=list)
-
-    def on_market(self, tick: MarketData) -> Signal:
-        highs = self.state.highs = [*self.state.highs, tick.high or tick.price][-20:]
-        return self.signal(tick, "buy" if tick.price >= max(highs) else "hold", 0.6)
 """
 CLUMSY = """\
 from agents.agent import Agent
