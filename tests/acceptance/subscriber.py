@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar, cast
 
-import nats
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bus.nats.credentials import answers_of, credentials_from
 from bus.utils.aio import is_cancelled
+from tests.support.plain_client import PlainClient, connect_plainly
 
 GUARD_S = 60.0
 RECONNECT_WAIT_S = 0.05
@@ -56,7 +55,7 @@ class Subscriber:
     """Keeps what it receives: `heartbeats` has the newest of each process, `claims` the newest epoch of each agent."""
 
     def __init__(self, name: str) -> None:
-        self.client = Client()
+        self.client = PlainClient()
         self.name = name
         self.messages: list[SwarmMessage] = []
         self.decisions: list[dict[str, Any]] = []
@@ -231,7 +230,7 @@ class Subscriber:
 
 async def read_stream(url: str, name: str) -> list[SwarmMessage]:
     """Everything that the swarm's stream holds, in order."""
-    client = await nats.connect(url.split(","), **credentials_from().options(url))
+    client = await connect_plainly(url, **credentials_from().options(url))
     try:
         stream = client.jetstream()
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE)

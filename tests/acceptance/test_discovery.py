@@ -8,15 +8,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
-from nats.aio.client import Client
 from synadia_ai.agents import Agent, Agents, ProtocolError
 from synadia_ai.agents.heartbeat import HeartbeatPayload
 
 from bus.nats.credentials import SERVICES, credentials_from
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.swarm import AGENTS, GUARD_S, Swarm, agents_toml
+from tests.support.plain_client import PlainClient, connect_plainly
 from tests.support.secured import UNNAMED, secured_server
 
 KILLED = "strategy-momentum"
@@ -26,7 +25,7 @@ PROTOCOL = "agents"
 """The name of the service that all agents share in that protocol."""
 
 
-async def ask(client: Client, subject: str, expected: int) -> list[Any]:
+async def ask(client: PlainClient, subject: str, expected: int) -> list[Any]:
     """The answers to a request, as `nats micro` makes it."""
     inbox = client.new_inbox()
     answers = await client.subscribe(inbox)
@@ -55,7 +54,7 @@ async def test_whoever_asks_finds_the_agents_that_run(tmp_path: Path):
         heartbeats = await subscriber.live(*everyone)
         options = credentials_from().options(swarm.url)
         options["inbox_prefix"] += f".{SERVICES}"
-        client = await nats.connect(swarm.url, **options)
+        client = await connect_plainly(swarm.url, **options)
         agents = Agents(nc=client)
         try:
             found = await discovered(agents, len(everyone))

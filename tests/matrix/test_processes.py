@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from nats.aio.client import Client
 
 from coordinator.runner.run_record import read_run
 from tests.acceptance.exact import Content
@@ -17,6 +16,7 @@ from tests.acceptance.faults import kill_agents, kill_host, kill_server, pause_a
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, VOTERS, Ends, Swarm
 from tests.matrix.verification import Before, matrix_toml, verify
+from tests.support.plain_client import PlainClient
 
 SANDBOX = "nodejs"
 Fault = Callable[[Swarm, Subscriber], Awaitable[Collection[str]]]
@@ -182,7 +182,7 @@ async def stop_nats_server(swarm: Swarm, subscriber: Subscriber) -> Collection[s
         if gone.is_set():
             failed.set()
 
-    canary = Client()
+    canary = PlainClient()
     await canary.connect(
         swarm.url, ping_interval=cast(int, 0.5), max_outstanding_pings=2, max_reconnect_attempts=-1,
         reconnect_time_wait=cast(int, 0.05), connect_timeout=1, disconnected_cb=on_down, error_cb=on_error,

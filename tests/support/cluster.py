@@ -17,6 +17,7 @@ from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from coordinator.security.tls_files import TlsFiles
 from tests.support.collecting import GUARD_S
+from tests.support.plain_client import connect_plainly
 from tests.support.ports import free_ports
 
 
@@ -72,14 +73,13 @@ class Cluster:
 
     async def ready(self) -> None:
         """Wait until JetStream is answered by a cluster of this size."""
-        import nats
         import nats.errors
 
         async with asyncio.timeout(GUARD_S):
             trusted = (
                 {} if self._tls is None else credentials_from(self._tls.environment(mutual=False)).options(self.url)
             )
-            client = await nats.connect(self.url.split(","), max_reconnect_attempts=-1, error_cb=_ignore, **trusted)
+            client = await connect_plainly(self.url, max_reconnect_attempts=-1, error_cb=_ignore, **trusted)
             try:
                 while True:
                     with contextlib.suppress(nats.errors.Error):

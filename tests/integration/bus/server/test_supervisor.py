@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import nats
+import nats.errors
 import psutil
 import pytest
 from nats.js.api import StreamConfig
@@ -34,6 +34,7 @@ from bus.server.supervisor import (
 from bus.utils.backoff import FIRST_BACKOFF_S
 from bus.utils.processes import _poll_pid_exit, wait_pid_exit
 from tests.support.fake_binary import fake_binary
+from tests.support.plain_client import connect_plainly
 
 
 class Events:
@@ -75,7 +76,7 @@ async def test_starts_on_a_free_port_with_jetstream_and_our_limits(tmp_path):
         assert nats_server.port > 0
         assert nats_server.version is not None
         assert nats_server.version >= MINIMUM_VERSION
-        client = await nats.connect(nats_server.url)
+        client = await connect_plainly(nats_server.url)
         assert client.max_payload == MAX_MESSAGE_BYTES > MAX_PAYLOAD_BYTES
         account = await client.jetstream().account_info()
         assert account.streams == 0
@@ -115,7 +116,7 @@ async def test_killed_it_comes_back_on_its_port_with_what_it_stored(tmp_path):
     async with NatsServer(tmp_path, port=0) as nats_server, supervised(nats_server) as events:
         port, first = nats_server.port, nats_server.pid
         assert first is not None
-        client = await nats.connect(nats_server.url)
+        client = await connect_plainly(nats_server.url)
         stream = client.jetstream()
         await stream.add_stream(StreamConfig(name="kept", subjects=["kept.>"]))
         for number in range(100):
@@ -131,7 +132,7 @@ async def test_killed_it_comes_back_on_its_port_with_what_it_stored(tmp_path):
         assert again.pid == nats_server.pid != first
         assert nats_server.port == port
 
-        client = await nats.connect(nats_server.url)
+        client = await connect_plainly(nats_server.url)
         info = await client.jetstream().stream_info("kept")
         assert info.state.messages == 100
         last = await client.jetstream().get_msg("kept", 100)
@@ -322,7 +323,7 @@ async def test_a_reload_returns_when_the_users_that_are_gone_are_cut_off(tmp_pat
             async def on_end(ended=ended):
                 ended.set()
 
-            clients[name] = await nats.connect(
+            clients[name] = await connect_plainly(
                 server.url, user=name, password=name, allow_reconnect=False, closed_cb=on_end
             )
         await server.reload()
@@ -343,7 +344,7 @@ async def test_a_configuration_that_the_server_refuses_is_reported_and_a_later_o
         with pytest.raises(BusError, match=r"Failed to reload server configuration: .*nats\.conf"):
             await server.reload("authorization = nonsense\n")
         await server.reload(USERS % user("b"))
-        await (await nats.connect(server.url, user="b", password="b")).close()
+        await (await connect_plainly(server.url, user="b", password="b")).close()
 
 
 async def test_a_server_that_does_not_read_its_configuration_is_reported(tmp_path, monkeypatch):

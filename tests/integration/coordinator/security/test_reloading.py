@@ -6,7 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import nats
 import orjson
 
 from bus.interface import ReceivedMessage
@@ -16,6 +15,7 @@ from bus.nats.key_files import read_seed
 from bus.server.supervisor import NatsServer
 from coordinator.config.loader import BUILT_IN, parse_swarm
 from coordinator.security.keys import KeyStore, ServedKeys
+from tests.support.plain_client import connect_plainly
 
 GUARD_S = 10.0
 CONFIG = parse_swarm({}, BUILT_IN, "").resolve()
@@ -57,7 +57,7 @@ async def test_answers_that_take_longer_than_a_reload_arrive(tmp_path: Path):
         await agent.flush()
         operator = keys.store.seed("operator")
         inboxes = f"{inbox_of(public_key_of(operator))}.{SERVICES}"
-        client = await nats.connect(server.url, nkeys_seed_str=operator, inbox_prefix=inboxes)
+        client = await connect_plainly(server.url, nkeys_seed_str=operator, inbox_prefix=inboxes)
         stack.push_async_callback(client.close)
 
         async def ask() -> bytes:
