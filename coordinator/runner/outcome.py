@@ -4,10 +4,12 @@ which agents are quarantined at its end.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
-from bus.errors import MessageError
+from bus.errors import BusError, MessageError
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import Bus, Closable, ReceivedMessage
 from bus.messages import Lifecycle
@@ -29,6 +31,7 @@ class Outcome:
         self._started_at = time.monotonic()
         self._decided = False
         self._first: Closable | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._quarantined: dict[str, str] = {}
 
     def _set(self, config: ResolvedSwarm) -> None:
@@ -39,9 +42,9 @@ class Outcome:
 
     async def listen(self, bus: Bus) -> None:
         """Begin to receive."""
-        self._first = await bus.listen(bus.subjects.all_of("decision"), self._on_decision)
+        self._first = await bus.listen_directly(bus.subjects.all_of("decision"), self._on_decision)
 
-        async def on_lifecycle(received: ReceivedMessage) -> None:
+        def on_lifecycle(received: ReceivedMessage) -> None:
             try:
                 event = received.decode(bus.subjects)
             except MessageError:
@@ -51,7 +54,7 @@ class Outcome:
             elif isinstance(event, Lifecycle) and event.event in ("revived", "ready"):
                 self._quarantined.pop(event.agent, None)
 
-        await bus.listen(bus.subjects.all_of("lifecycle"), on_lifecycle)
+        await bus.listen_directly(bus.subjects.all_of("lifecycle"), on_lifecycle)
         await self._listen_to_sources(bus)
 
     async def take(self, config: ResolvedSwarm, bus: Bus) -> None:
@@ -81,14 +84,16 @@ class Outcome:
         parts = [f"{name} ({outputs} events)" for name, outputs in finished.items()]
         return f"the data has ended: {', '.join(parts)}; further decisions need data of another program"
 
-    async def _on_decision(self, _: ReceivedMessage) -> None:
+    def _on_decision(self, _: ReceivedMessage) -> None:
         self._decided = True
         if self._first is not None:  # one is enough: later ones need not be received twice
             first, self._first = self._first, None
-            await first.close()
+            self._closing = asyncio.ensure_future(first.close())
 
-    def problems(self, *, signalled: bool) -> list[str]:
+    async def problems(self, bus: Bus, *, signalled: bool) -> list[str]:
         """What went wrong, one line each; `signalled`: a signal has ended the run, not its own time."""
+        with contextlib.suppress(BusError):
+            await bus.flush()  # a signal may come before what the server has sent until then is read
         found = [
             f"agent {name} is quarantined: {reason}; fix the cause, then start the swarm again"
             for name, reason in sorted(self._quarantined.items())

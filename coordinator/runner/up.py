@@ -529,7 +529,8 @@ async def run_up(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(options.for_s):
                 await stop.wait()
-        problems, ending = up.outcome.problems(signalled=stop.is_set()), up.outcome.ending()
+        problems = await up.outcome.problems(up.bus, signalled=stop.is_set())
+        ending = up.outcome.ending()
     finally:
         if showing is not None:
             stop.set()
