@@ -14,13 +14,19 @@ from pathlib import Path
 
 import structlog
 
-from bus.errors import ConfigError, MessageError
+from bus.errors import ConfigError, MessageError, UsageError
 from bus.interface import ReceivedMessage
 from bus.messages import Lifecycle, VotingConfig
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from coordinator.changes.removals import is_reported
-from coordinator.config.changes import CHANGES_FILE, Changes, write_changes_file
+from coordinator.config.changes import (
+    CHANGES_FILE,
+    SAVED_FILE,
+    Changes,
+    forget_saved_changes,
+    write_changes_file,
+)
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.settings import ResolvedSwarm, SandboxSpec
 from coordinator.supervisor.config_publisher import changes_in, read_config
@@ -58,8 +64,8 @@ class ChangesFollower:
         if is_newer:
             found = await asyncio.to_thread(check, stored)
             self._swarm.take(found.changes, found.config)
-        if self._swarm.changes.revision:
-            await self._save()
+        if self._swarm.changes.revision and await self._save():
+            await asyncio.to_thread(self._forget_saved)
         await self._listen(bus)
         return is_newer
 
@@ -115,13 +121,22 @@ class ChangesFollower:
         await self._save()
         await self._on_change(self._connected())
 
-    async def _save(self) -> None:
-        """Write the copy."""
+    async def _save(self) -> bool:
+        """Write the copy; whether it is written."""
         async with self._writing:
             try:
                 await asyncio.to_thread(write_changes_file, self._state_dir, self._swarm.changes)
             except OSError as error:
                 log.warning("changes_not_written", file=str(self._state_dir / CHANGES_FILE), problem=str(error))
+                return False
+        return True
+
+    def _forget_saved(self) -> None:
+        """What was saved into swarm.toml is not among the changes any more."""
+        try:
+            forget_saved_changes(self._state_dir, self._swarm.base)
+        except (OSError, UsageError) as error:
+            log.warning("saved_changes_not_removed", file=str(self._state_dir / SAVED_FILE), problem=str(error))
 
     async def _forget(self, name: str) -> None:
         """Nothing is left of this agent, or in this sandbox."""

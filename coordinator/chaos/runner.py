@@ -29,7 +29,8 @@ from coordinator.chaos.report import Chaos, FaultSeen, ReceivedDecisions, Verifi
 from coordinator.config.changes import apply_changes, read_changes_file
 from coordinator.config.settings import SwarmConfig
 from coordinator.monitor.observer import Observer
-from coordinator.replay.runner import ReplayRange, config_of, replay_bus
+from coordinator.monitor.run_files import config_of
+from coordinator.replay.runner import ReplayRange, replay_bus
 from coordinator.runner.run_record import Run, read_run
 
 __all__ = ["ChaosOptions", "candidates_of", "run_chaos", "running"]

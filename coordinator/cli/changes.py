@@ -186,7 +186,7 @@ def config(
     `reset`, for which the swarm must be down, the next `up` starts that of swarm.toml.
     """
     from coordinator.config.kept_changes import compare, reset, save
-    from coordinator.replay.runner import config_of
+    from coordinator.monitor.run_files import config_of
     from coordinator.runner.run_record import read_run
 
     if json and action != "diff":

@@ -33,12 +33,13 @@ RARELY = 100_000
 
 def status(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm = None, json: Json = False) -> None:
     """Show what runs, from half a second of heartbeats and the contents of the stream."""
-    from coordinator.monitor.status import collect_status, remote_sandboxes
+    from coordinator.monitor.run_files import RunFiles
+    from coordinator.monitor.status import collect_status
     from coordinator.monitor.status_table import print_status
 
     target = find_target(nats, state_dir, swarm)
-    remote = remote_sandboxes(target.run)
-    found = on_bus(target, lambda bus: collect_status(bus, remote_sandboxes=remote))
+    files = RunFiles(target.run, state_dir)
+    found = on_bus(target, lambda bus: collect_status(bus, files=files))
     if json:
         print_json(found)
     else:

@@ -158,7 +158,7 @@ def up(
             err=True,
         )
     os.environ.setdefault(CACHE_VARIABLE, str(state_dir.absolute() / "cache"))
-    live = check_changes(check_agents(loaded), read_changes_file(state_dir))
+    live = check_changes(check_agents(loaded), read_changes_file(state_dir), state_dir)
     for warning in warnings_about(live.config):
         typer.echo(f"warning: {warning}", err=True)
     raise_descriptor_limit()

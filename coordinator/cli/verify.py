@@ -60,7 +60,8 @@ def replay(
 ) -> None:
     """Run the recorded inputs through the same agents again, and compare every output with the recorded one."""
     from bus.observability.logging import set_up_logs
-    from coordinator.replay.runner import ReplayRange, config_of, replay_bus, replay_file
+    from coordinator.monitor.run_files import config_of
+    from coordinator.replay.runner import ReplayRange, replay_bus, replay_file
     from coordinator.replay.table import print_replay
     from coordinator.reporting.formatting import progress_bar
 

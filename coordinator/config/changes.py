@@ -25,6 +25,7 @@ from coordinator.config.tables import AgentTable, agent_settings, agent_table, c
 __all__ = [
     "CHANGES_FILE",
     "NO_CHANGES",
+    "SAVED_FILE",
     "AddedAgent",
     "ChangedAgent",
     "Changes",
@@ -35,18 +36,23 @@ __all__ = [
     "check_count",
     "describe_changes",
     "encode_changes",
+    "forget_saved_changes",
     "known_traits",
     "newer_changes",
     "origin_of",
     "read_changes_file",
+    "read_saved_changes",
     "search_path_of",
     "to_changes",
     "without_configured",
     "write_changes_file",
+    "write_saved_changes",
 ]
 
 CHANGES_FILE = "changes.json"
 """In the state directory."""
+SAVED_FILE = "changes.saved.json"
+"""In the state directory: what `config save` has written into the configuration file, until the next `up`."""
 MOST_REQUESTS = 32
 """Ids of requests that are kept, so that a repeated request changes nothing."""
 
@@ -169,12 +175,53 @@ def write_changes_file(state_dir: Path, changes: Changes) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    temporary = state_dir / f"{CHANGES_FILE}.{os.getpid()}"
+    _write(state_dir / CHANGES_FILE, encode_changes(changes))
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
-        file.write(orjson.dumps(encode_changes(changes), option=orjson.OPT_INDENT_2) + b"\n")
+        file.write(orjson.dumps(content, option=orjson.OPT_INDENT_2) + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(state_dir / CHANGES_FILE)
+    temporary.replace(path)
+
+
+def write_saved_changes(state_dir: Path, file: Path, changes: Changes) -> None:
+    """Record that `file` has these changes: from now on it says what they are.
+
+    Raises:
+        OSError: the record cannot be written.
+    """
+    _write(state_dir / SAVED_FILE, {"file": str(file.resolve()), "changes": encode_changes(changes)})
+
+
+def read_saved_changes(state_dir: Path, config: SwarmConfig) -> Changes:
+    """The changes that were saved into the file of `config` while this swarm had them; none without a record.
+
+    Raises:
+        UsageError: the record cannot be read.
+    """
+    path = state_dir / SAVED_FILE
+    try:
+        record = parse_json(read_limited(path))
+        if config.file == BUILT_IN or record["file"] != str(Path(config.file).resolve()):
+            return NO_CHANGES
+        return to_changes(record["changes"])
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_CHANGES
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); remove it, and see `signalmesh config diff`") from None
+
+
+def forget_saved_changes(state_dir: Path, config: SwarmConfig) -> None:
+    """Remove the record about the file of `config`, whose saved changes are no changes any more.
+
+    Raises:
+        OSError, UsageError: it cannot be read or removed.
+    """
+    if read_saved_changes(state_dir, config).revision:
+        (state_dir / SAVED_FILE).unlink()
 
 
 def origin_of(spec: AgentSpec) -> dict[str, Any]:
@@ -242,35 +289,53 @@ def _placed(item: AgentSettings, sandbox: str) -> AgentSettings:
     return replace(item, spec=replace(item.spec, sandbox=sandbox))
 
 
-def without_configured(config: SwarmConfig, changes: Changes) -> Changes:
-    """The changes without those that swarm.toml has by now: the next revision, if there are any.
+def without_configured(config: SwarmConfig, changes: Changes, saved: Changes = NO_CHANGES) -> Changes:
+    """The changes by which the swarm differs from the file of `config`; the next revision, if these are not all.
+
+    What the file has by now is left out, and so is what was `saved` into it, whatever it says since: somebody has
+    edited it.
 
     Raises:
         ConfigError: the changes do not fit `config`.
     """
     own = {item.spec.name: item for item in config.agents}
-    changed = {item.spec.name: item for item in apply_changes(config, replace(changes, moved={})).agents}
+    present = {spec.name: spec for spec in config.sandboxes}
+    unsaved = replace(
+        changes,
+        agents={name: item for name, item in changes.agents.items() if saved.agents.get(name) != item},
+        removed={
+            name: replace(item, configured=name in own)
+            for name, item in changes.removed.items()
+            if name not in own or saved.removed.get(name) != item
+        },
+        moved={name: move for name, move in changes.moved.items() if saved.moved.get(name) != move},
+        sandboxes={name: table for name, table in changes.sandboxes.items() if saved.sandboxes.get(name) != table},
+        removed_sandboxes={
+            name: item
+            for name, item in changes.removed_sandboxes.items()
+            if item.configured and name in present and saved.removed_sandboxes.get(name) != item
+        },
+    )
+    changed = [
+        {item.spec.name: item for item in apply_changes(config, way).agents}
+        for way in (unsaved, replace(unsaved, moved={}))
+    ]
     added = {
-        name: item for name, item in changes.agents.items() if name not in own or not _is_same(own[name], changed[name])
+        name: item
+        for name, item in unsaved.agents.items()
+        if name not in own or not any(_is_same(own[name], agents[name]) for agents in changed)
     }
-    removed = {name: replace(item, configured=name in own) for name, item in changes.removed.items()}
     moved = {
         name: move
-        for name, move in changes.moved.items()
+        for name, move in unsaved.moved.items()
         if name in added or (name in own and own[name].spec.sandbox != move.sandbox)
     }
-    present = {spec.name: spec for spec in config.sandboxes}
     sandboxes = {
         name: table
-        for name, table in changes.sandboxes.items()
+        for name, table in unsaved.sandboxes.items()
         if present.get(name) != sandbox_spec(config.file, name, table)
     }
-    removed_sandboxes = {
-        name: item for name, item in changes.removed_sandboxes.items() if item.configured and name in present
-    }
-    left = replace(
-        changes, agents=added, removed=removed, moved=moved, sandboxes=sandboxes, removed_sandboxes=removed_sandboxes
-    )
+    left = replace(unsaved, agents=added, moved=moved, sandboxes=sandboxes)
     if left == changes:
         return changes
     return replace(left, revision=changes.revision + 1, change="without what swarm.toml has")

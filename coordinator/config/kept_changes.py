@@ -9,18 +9,21 @@ from pathlib import Path
 from bus.errors import UsageError
 from coordinator.config.changes import (
     CHANGES_FILE,
+    SAVED_FILE,
     ChangedAgent,
     Changes,
     describe_changes,
     read_changes_file,
+    read_saved_changes,
     without_configured,
     write_changes_file,
+    write_saved_changes,
 )
 from coordinator.config.loader import BUILT_IN, DEFAULT_FILE, read_toml
 from coordinator.config.settings import SwarmConfig
 from coordinator.config.toml_text import changed_toml
 
-__all__ = ["ConfigDiff", "compare", "reset", "save"]
+__all__ = ["ConfigDiff", "compare", "differences", "reset", "save"]
 
 OLD_SUFFIX = ".old"
 
@@ -41,8 +44,17 @@ def compare(config: SwarmConfig, state_dir: Path) -> ConfigDiff:
         UsageError: the changes cannot be read, or do not fit `config`.
     """
     changes = read_changes_file(state_dir)
-    found = describe_changes(without_configured(config, changes))
+    found = differences(config, changes, state_dir)
     return ConfigDiff(file=config.file, revision=changes.revision, changes=found)
+
+
+def differences(config: SwarmConfig, changes: Changes, state_dir: Path) -> list[ChangedAgent]:
+    """How a swarm with these changes differs from the file of `config`, as `status`, `doctor` and `config diff` say.
+
+    Raises:
+        UsageError: the changes do not fit `config`, or what was saved cannot be read.
+    """
+    return describe_changes(without_configured(config, changes, read_saved_changes(state_dir, config)))
 
 
 def save(config: SwarmConfig, state_dir: Path, file: Path | None) -> str:
@@ -53,7 +65,9 @@ def save(config: SwarmConfig, state_dir: Path, file: Path | None) -> str:
     """
     source = None if config.file == BUILT_IN else Path(config.file)
     target = file or source or Path(DEFAULT_FILE)
-    text = changed_toml({} if source is None else read_toml(source), config, read_changes_file(state_dir))
+    changes = read_changes_file(state_dir)
+    left = without_configured(config, changes, read_saved_changes(state_dir, config))
+    text = changed_toml({} if source is None else read_toml(source), config, left)
     old = target.with_name(target.name + OLD_SUFFIX)
     try:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
@@ -67,6 +81,14 @@ def save(config: SwarmConfig, state_dir: Path, file: Path | None) -> str:
         temporary.replace(target)
     except OSError as error:
         raise UsageError(f"--out {target}: cannot be written: {error.strerror}") from None
+    if target.resolve() == (source or Path(DEFAULT_FILE)).resolve():
+        try:
+            write_saved_changes(state_dir, target, changes)
+        except OSError as error:
+            raise UsageError(
+                f"wrote {target}, but {state_dir / SAVED_FILE} cannot be written ({error.strerror}): what you edit in "
+                "it for these agents has no effect until `signalmesh config reset`"
+            ) from None
     return f"wrote {target}{kept}"
 
 

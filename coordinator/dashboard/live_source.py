@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,8 @@ from coordinator.dashboard.source import (
 )
 from coordinator.explain.sources import BusSource, MessageSource
 from coordinator.monitor.models import Status
-from coordinator.monitor.status import Facts, read_facts
+from coordinator.monitor.run_files import RunFiles
+from coordinator.monitor.status import NO_FILES, Facts, read_facts
 from coordinator.monitor.status_table import refused_text
 
 POLL_INTERVAL_S = 1.0
@@ -56,9 +57,9 @@ log = structlog.get_logger("signalmesh.dashboard")
 class LiveSource(Source):
     """Reads one swarm over the bus and publishes what is new to `hub`. `run` it; it waits for a lost bus."""
 
-    def __init__(self, url: str, swarm: str, hub: Hub, remote_sandboxes: Sequence[str] = ()) -> None:
+    def __init__(self, url: str, swarm: str, hub: Hub, files: RunFiles = NO_FILES) -> None:
         super().__init__(Subjects(swarm))
-        self._url, self._hub, self._remote_sandboxes = url, hub, remote_sandboxes
+        self._url, self._hub, self._files = url, hub, files
         self.bus: NatsBus | None = None
         self._reader: Reader | None = None
         self._heartbeats: HeartbeatListener | None = None
@@ -156,7 +157,7 @@ class LiveSource(Source):
                 await self._read(bus, info)
             if self._facts_due or time.monotonic() - self._facts_read_at > FACTS_INTERVAL_S:
                 self._facts_due = False
-                self._stored_facts = await read_facts(bus, self._heartbeats, self._remote_sandboxes)
+                self._stored_facts = await read_facts(bus, self._heartbeats, self._files)
                 self._facts_read_at = time.monotonic()
         except Refused as error:
             missing = error.code == STREAM_NOT_FOUND

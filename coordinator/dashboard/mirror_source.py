@@ -19,6 +19,7 @@ from bus.interface import StoredMessage
 from bus.messages import Decision
 from bus.mirror.reader import Mirrored, MirrorFile
 from coordinator.audit.mirror_checks import stored_of
+from coordinator.config.changes import describe_changes
 from coordinator.dashboard.model import MAX_LIFECYCLE, iso_ns
 from coordinator.dashboard.source import EVENTS_LOOKBACK, HISTORY, RARE_KINDS, Source
 from coordinator.explain.errors import RowChanged
@@ -26,6 +27,7 @@ from coordinator.explain.file_source import FileSource
 from coordinator.explain.round_history import decoded
 from coordinator.explain.sources import PAGE, MessageSource
 from coordinator.monitor.status import Facts
+from coordinator.supervisor.config_publisher import changes_in
 
 log = structlog.get_logger("signalmesh.dashboard")
 
@@ -110,6 +112,7 @@ class MirrorSource(Source):
             swarm=self.subjects.ns, nats=str(self.path), at=time.monotonic(), heartbeats=HeartbeatTable(),
             records=records, claims=claims, newest_claims=newest, config=self.model.config, decisions=decisions,
             newest_decision=newest_decision, refusals=self.model.refusals,
+            differences=describe_changes(changes_in(self.model.config)),
         )  # fmt: skip
 
     async def refresh(self) -> None:

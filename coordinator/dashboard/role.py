@@ -12,7 +12,7 @@ from pathlib import Path
 from bus.mirror.reader import MirrorFile
 from coordinator.config.loader import load_swarm
 from coordinator.config.telemetry import NOWHERE, ListenAddress, check_page_url
-from coordinator.monitor.status import remote_sandboxes
+from coordinator.monitor.run_files import RunFiles
 from coordinator.runner.dashboard_link import announce, inherited_port, keep_token, open_port
 from coordinator.runner.run_record import Run
 
@@ -64,7 +64,7 @@ def start_dashboard(
         swarm="" if swarm is None else swarm.name,
         file=file,
         state_dir=state_dir,
-        remote_sandboxes=() if swarm is None else remote_sandboxes(swarm.run),
+        files=RunFiles() if swarm is None else RunFiles(swarm.run, state_dir),
         jaeger_url=settings.jaeger if jaeger is None else check_page_url(jaeger, "--jaeger"),
         log_level=log_level,
     )

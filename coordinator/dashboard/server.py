@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from coordinator.dashboard.hub import Hub
 from coordinator.dashboard.live_source import LiveSource
 from coordinator.dashboard.mirror_source import MirrorSource
 from coordinator.dashboard.source import Source
+from coordinator.monitor.run_files import RunFiles
 
 HEARTBEAT_S = 0.2
 """`status` listens for half a second."""
@@ -69,7 +70,7 @@ class DashboardOptions:
     swarm: str = ""
     file: Path | None = None
     state_dir: Path
-    remote_sandboxes: Sequence[str] = ()
+    files: RunFiles
     jaeger_url: str = ""
     log_level: str = "info"
 
@@ -91,7 +92,7 @@ async def _serve(options: DashboardOptions, listener: socket.socket) -> int:
     if options.file is not None:
         source = await asyncio.to_thread(MirrorSource, options.file)
     else:
-        source = LiveSource(options.url, options.swarm, hub, options.remote_sandboxes)
+        source = LiveSource(options.url, options.swarm, hub, options.files)
     host, port = listener.getsockname()[:2]
     logs = options.state_dir / "logs"
     dashboard = Dashboard(source, hub, logs if options.file is None and logs.is_dir() else None, options.jaeger_url)

@@ -24,6 +24,7 @@ from coordinator.config.changes import (
     check_count,
     describe_changes,
     read_changes_file,
+    read_saved_changes,
     without_configured,
 )
 from coordinator.config.loader import load_swarm
@@ -117,7 +118,7 @@ def check_changes_file(config: SwarmConfig, state_dir: Path) -> tuple[SwarmConfi
     """The swarm with the changes that were made at run time, and the finding about them."""
     check = "changes at run time"
     try:
-        changes = without_configured(config, read_changes_file(state_dir))
+        changes = without_configured(config, read_changes_file(state_dir), read_saved_changes(state_dir, config))
         changed = apply_changes(config, changes)
         check_count(changed)
     except UsageError as problem:

@@ -42,7 +42,8 @@ from coordinator.mcp.arguments import (
 from coordinator.mcp.swarm import ServedSwarm, Source, T, read
 from coordinator.monitor.history import History, HistoryEntry, entry_of, read_history
 from coordinator.monitor.models import Status
-from coordinator.monitor.status import collect_status, remote_sandboxes
+from coordinator.monitor.run_files import RunFiles
+from coordinator.monitor.status import collect_status
 from coordinator.reporting.findings import Diagnosis
 
 END = 1 << 62
@@ -53,7 +54,7 @@ async def read_status(swarm: ServedSwarm, _: NoArguments) -> Answer[Status]:
     """The status by the bus, else what the mirror's file has of it."""
 
     async def from_bus(bus: NatsBus) -> Status:
-        return await collect_status(bus, remote_sandboxes=remote_sandboxes(swarm.run()))
+        return await collect_status(bus, files=RunFiles(swarm.run(), swarm.state_dir))
 
     async def from_file(_: MirrorFile) -> Status:
         source = await asyncio.to_thread(MirrorSource, swarm.mirror)

@@ -11,19 +11,17 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from time import monotonic
 
 from bus.durable.fencing import last_claim
 from bus.durable.registry import Record, read_records
-from bus.errors import MessageError, UsageError
+from bus.errors import MessageError
 from bus.heartbeats import LISTEN_S, HeartbeatListener, HeartbeatTable, ReceivedHeartbeat
 from bus.messages import FAILED, Alert, Decision, Heartbeat, Lifecycle, VotingConfig, decode
 from bus.messages.headers import STORED_AT
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
-from coordinator.config.changes import describe_changes
-from coordinator.config.loader import BUILT_IN, load_swarm
+from coordinator.config.changes import ChangedAgent
 from coordinator.monitor.models import (
     NOT_RUNNING,
     AgentStatus,
@@ -36,7 +34,7 @@ from coordinator.monitor.models import (
     Status,
     WatchdogStatus,
 )
-from coordinator.runner.run_record import Run
+from coordinator.monitor.run_files import RunFiles
 from coordinator.sandboxes.health import SandboxHealth, health_of
 from coordinator.security.refusals import RefusalCounts
 from coordinator.supervisor.config_publisher import changes_in, read_config
@@ -46,6 +44,7 @@ OLDER_BY_S = {"waiting": 0.0, "restarting": 0.0, "backoff": 0.0, "drained": 0.25
 
 An agent in one of the last three phases may have been started manually, and then has a heartbeat of its own.
 """
+NO_FILES = RunFiles()
 ALERTS_LOOKBACK = 200_000
 """Messages before the end of the stream among which alerts about refused attempts are counted."""
 
@@ -76,6 +75,8 @@ class Facts:
     """Failed sandbox -> the reason that its provider reported, if the stream holds it."""
     remote_sandboxes: Sequence[str] = ()
     """Those with provider e2b in the configuration, if it is known."""
+    differences: Sequence[ChangedAgent] = ()
+    """How the swarm differs from its configuration."""
     refusals: RefusalCounts | None = None
     """What alerts report as refused; None: they were not read."""
 
@@ -89,30 +90,21 @@ class Facts:
 # -- reading
 
 
-def remote_sandboxes(run: Run | None) -> tuple[str, ...]:
-    """The sandboxes with provider e2b in the configuration of `run`; none if that cannot be read any more."""
-    if run is None or run.config == BUILT_IN:
-        return ()
-    with contextlib.suppress(UsageError):  # what the bus shows is shown all the same
-        return tuple(spec.name for spec in load_swarm(Path(run.config)).sandboxes if spec.e2b)
-    return ()
-
-
-async def collect(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Sequence[str] = ()) -> Facts:
-    """Listen for `listen_s` seconds, and read the rest. `remote_sandboxes` are those of the configuration.
+async def collect(bus: NatsBus, listen_s: float = LISTEN_S, files: RunFiles = NO_FILES) -> Facts:
+    """Listen for `listen_s` seconds, and read the rest, also of the `files` of the run.
 
     Raises:
         Refused: there is no such swarm on this server.
     """
     async with HeartbeatListener(bus) as listener:
         await asyncio.sleep(listen_s)
-        facts = await read_facts(bus, listener, remote_sandboxes)
+        facts = await read_facts(bus, listener, files)
         refusals = await read_refusals(bus, facts.agent_names())
     return replace(facts, refusals=refusals, at=monotonic())  # heartbeats were received until now
 
 
-async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, remote_sandboxes: Sequence[str] = ()) -> Facts:
-    """Read what is stored, beside the `heartbeats` received so far. `remote_sandboxes` are those of the configuration.
+async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, files: RunFiles = NO_FILES) -> Facts:
+    """Read what is stored, beside the `heartbeats` received so far, and the `files` of the run.
 
     Raises:
         Refused: there is no such swarm on this server.
@@ -138,20 +130,21 @@ async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, remote_sandboxes:
         newest_decision=newest_decision,
         external_outputs=external_outputs,
         failure_reasons=failure_reasons,
-        remote_sandboxes=remote_sandboxes,
+        remote_sandboxes=await asyncio.to_thread(files.remote_sandboxes),
+        differences=await asyncio.to_thread(files.differences, changes_in(config)),
     )
     silent = [name for name in facts.agent_names() if current_heartbeat(name, heartbeats) is None]
     newest = {name: stored.sequence for name in silent if (stored := await last_claim(bus, name)) is not None}
     return replace(facts, newest_claims=newest)
 
 
-async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S, remote_sandboxes: Sequence[str] = ()) -> Status:
-    """Listen for `listen_s` seconds, read the rest, and make the status of it. `remote_sandboxes` as in `collect`.
+async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S, files: RunFiles = NO_FILES) -> Status:
+    """Listen for `listen_s` seconds, read the rest, and make the status of it. `files` as in `collect`.
 
     Raises:
         Refused: there is no such swarm on this server.
     """
-    return status_of(await collect(bus, listen_s, remote_sandboxes))
+    return status_of(await collect(bus, listen_s, files))
 
 
 async def read_refusals(bus: NatsBus, agents: Sequence[str]) -> RefusalCounts:
@@ -227,7 +220,7 @@ def status_of(facts: Facts) -> Status:
         watchdogs=[_watchdog_status(received, facts.at) for received in (*leaders, *heartbeats.standbys.values())],
         sandboxes=sandboxes,
         agents=agents,
-        changes=describe_changes(changes_in(facts.config)),
+        changes=list(facts.differences),
         decisions=decision_count(facts),
         mirror=None if heartbeats.mirror is None else _mirror_status(heartbeats.mirror.heartbeat),
         provider=None if heartbeats.provider is None else _provider_status(heartbeats.provider.heartbeat),

@@ -28,11 +28,10 @@ from bus.mirror.reader import MirrorFile
 from coordinator.audit.mirror_checks import stored_of
 from coordinator.audit.runner import Progress, report_progress
 from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, apply_changes, known_traits
-from coordinator.config.loader import BUILT_IN, load_swarm, to_config_message
+from coordinator.config.loader import to_config_message
 from coordinator.config.overrides import Overrides, apply_overrides
 from coordinator.config.settings import SwarmConfig
 from coordinator.replay.models import Difference, Replay, ReplayedAgent, explain
-from coordinator.runner.run_record import read_run
 from coordinator.supervisor.config_publisher import changes_in
 
 SETTINGS = (
@@ -71,18 +70,6 @@ class Recording:
     reported: dict[str, Reported]
     """By agent."""
     messages: AsyncGenerator[StoredMessage, None]
-
-
-def config_of(config: Path | None, state_dir: Path) -> SwarmConfig:
-    """The active configuration: `config`, else that of the run recorded in `state_dir`, else as in `up`.
-
-    Raises:
-        ConfigError: the file is missing or wrong.
-    """
-    run = read_run(state_dir)
-    if config is None and run is not None and run.config != BUILT_IN:
-        config = Path(run.config)
-    return load_swarm(config, Overrides(agents=None if run is None else run.agents))
 
 
 async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:

@@ -29,7 +29,7 @@ from agents.spec import AgentSpec, ClassTraits
 from bus.errors import ConfigError, UsageError
 from bus.utils.error_text import describe_error
 from bus.utils.processes import die_with_parent
-from coordinator.config.changes import Changes, check_count, without_configured
+from coordinator.config.changes import Changes, check_count, read_saved_changes, without_configured
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
 from signalmesh import module_command
@@ -69,15 +69,15 @@ def check_agents(config: SwarmConfig) -> ResolvedSwarm:
     return resolved
 
 
-def check_changes(base: ResolvedSwarm, changes: Changes) -> LiveSwarm:
-    """The swarm of `base` with the changes that were made at run time, but for those that it has by now, checked as
-    `check_agents` does.
+def check_changes(base: ResolvedSwarm, changes: Changes, state_dir: Path) -> LiveSwarm:
+    """The swarm of `base` with the changes that were made at run time, but for those that its file has by now, checked
+    as `check_agents` does.
 
     Raises:
         UsageError: they are not possible any more.
     """
     try:
-        swarm = LiveSwarm(base, without_configured(base, changes))
+        swarm = LiveSwarm(base, without_configured(base, changes, read_saved_changes(state_dir, base)))
         check_count(swarm.config)
         added = [settings.spec for settings in swarm.config.agents if settings.spec.name in swarm.changes.agents]
         for spec in added:

@@ -299,7 +299,8 @@ class Up:
 
     async def _take_changes(self) -> None:
         """Take over changes that the stream has and the state directory has not, and follow those to come."""
-        taken = await self._changes.begin(self.bus, lambda changes: check_changes(self._swarm.base, changes))
+        base, state_dir = self._swarm.base, self._options.state_dir
+        taken = await self._changes.begin(self.bus, lambda changes: check_changes(base, changes, state_dir))
         if taken and self._keys is not None:
             await asyncio.to_thread(self._keys.take, self.config)
 

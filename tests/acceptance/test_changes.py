@@ -264,14 +264,20 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
         assert_voters_of_their_rounds(messages)
         await assert_clean(swarm)
         homes = await homes_of(swarm)
-        assert await swarm.end(signal.SIGINT) == 0
 
-        # The saved file gives the same swarm in an empty directory; beside the kept changes it is no change.
-        (tmp_path / "swarm.toml").write_text(saved.read_text())
-        assert (await swarm.command("config", "diff", "--json")).json["changes"] == []
+        # Saved while it runs, there is no difference any more, and the next start follows what is edited since.
+        file = tmp_path / "swarm.toml"
+        assert (await swarm.command("config", "save")).code == 0
+        assert file.read_text() == saved.read_text()
+        file.write_text(file.read_text().replace("weight = 0.5", "weight = 0.25"))
+        for command in ("config diff", "status"):
+            assert (await swarm.command(*command.split(), "--json")).json["changes"] == []
+        assert await swarm.end(signal.SIGINT) == 0
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*agents)
-        assert (await swarm.command("status", "--json")).json["changes"] == []
+        assert subscriber.configs[-1]["voters"] == {**config["voters"], "breakout": 0.25}
+        for command in ("config diff", "status"):
+            assert (await swarm.command(*command.split(), "--json")).json["changes"] == []
         await assert_clean(swarm)
         assert await swarm.end(signal.SIGINT) == 0
         async with Swarm(tmp_path / "scratch", saved.read_text()) as scratch:

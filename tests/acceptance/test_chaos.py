@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.chaos.plan import FaultTargets, plan
 from coordinator.chaos.runner import candidates_of
-from coordinator.replay.runner import config_of
+from coordinator.monitor.run_files import config_of
 from coordinator.runner.run_record import read_run
 from tests.acceptance.swarm import AGENTS, Swarm, run_command
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from coordinator.config.changes import (
     Move,
     RemovedAgent,
     RemovedSandbox,
+    forget_saved_changes,
     read_changes_file,
+    read_saved_changes,
     without_configured,
     write_changes_file,
 )
 from coordinator.config.kept_changes import compare, reset, save
 from coordinator.config.loader import load_swarm
+from coordinator.runner.preflight import check_changes
 
 CHANGES = Changes(
     revision=5,
@@ -56,6 +60,51 @@ def test_the_differences_are_shown_until_the_file_has_them(tmp_path: Path):
     assert left.removed["research-2"].was == {"kind": "sentiment"}
     assert without_configured(saved, left) == left
     assert without_configured(saved.resolve(), CHANGES) == left
+
+
+def test_what_is_edited_after_it_was_saved_is_no_change(tmp_path: Path):
+    file = tmp_path / "swarm.toml"
+    file.write_text("max_agents = 9\n")
+    added = CHANGES.agents | {
+        "moved": AddedAgent(table={"kind": "momentum", "sandbox": "base"}, after=6),
+        "ended": AddedAgent(table={"kind": "momentum", "sandbox": "base"}, after=6),
+    }
+    changes = replace(CHANGES, agents=added, moved={**CHANGES.moved, "moved": Move(sandbox="nodejs", after=8)})
+    write_changes_file(tmp_path, changes)
+    save(load_swarm(file), tmp_path, None)
+    saved = load_swarm(file)
+    assert saved.agent("moved").spec.sandbox == "nodejs"
+    assert compare(saved, tmp_path).changes == []
+    assert without_configured(saved, changes).agents == {}
+
+    text = file.read_text().replace("weight = 0.5", "weight = 0.75")
+    text = text.replace('[agents.ended]\nkind = "momentum"', '[agents.research-2]\nkind = "sentiment"')
+    file.write_text(text)
+    edited = load_swarm(file)
+    assert {item.spec.name for item in edited.agents} >= {"new", "moved", "research-2"}
+    assert compare(edited, tmp_path).changes == []
+    swarm = check_changes(edited.resolve(), read_changes_file(tmp_path), tmp_path)
+    assert {item.spec.name: item.weight for item in swarm.config.agents}["new"] == 0.75
+    names = [item.spec.name for item in swarm.config.agents]
+    assert (names.count("research-2"), names.count("ended")) == (1, 0)
+
+    # What is changed after that is a difference again, and saving it keeps what was edited.
+    later = changes.after("move new", "id2", moved={**changes.moved, "new": Move(sandbox="python", after=20)})
+    write_changes_file(tmp_path, later)
+    assert [(one.agent, one.change) for one in compare(edited, tmp_path).changes] == [("new", "moved")]
+    save(edited, tmp_path, None)
+    again = load_swarm(file)
+    assert (again.agent("new").weight, again.agent("new").spec.sandbox) == (0.75, "python")
+    assert compare(again, tmp_path).changes == []
+
+    # Once `up` has taken it over, or in another file, it is nothing special.
+    other = tmp_path / "other.toml"
+    other.write_text("max_agents = 9\n")
+    forget_saved_changes(tmp_path, load_swarm(other))
+    assert [one.agent for one in compare(load_swarm(other), tmp_path).changes] != []
+    assert read_saved_changes(tmp_path, again) == later
+    forget_saved_changes(tmp_path, again)
+    assert read_saved_changes(tmp_path, again) == Changes()
 
 
 def test_a_reset_is_newer_than_what_the_stream_has(tmp_path: Path):

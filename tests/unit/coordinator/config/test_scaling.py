@@ -13,7 +13,7 @@ from bus.errors import UsageError
 from coordinator.config.loader import load_swarm, parse_swarm
 from coordinator.config.overrides import Overrides, apply_overrides
 from coordinator.config.scaling import MOST_AGENTS, with_agents
-from coordinator.replay.runner import config_of
+from coordinator.monitor.run_files import config_of
 from coordinator.runner.run_record import write_run
 
 DEFAULT = load_swarm(directory=Path("/nowhere"))

@@ -9,14 +9,15 @@ from typing import Any
 from bus.durable.registry import Record
 from bus.heartbeats import HeartbeatTable, ReceivedHeartbeat
 from bus.messages import CREATING, FAILED, Decision, Heartbeat, VotingConfig
-from coordinator.config.changes import Changes, RemovedAgent, encode_changes
-from coordinator.config.loader import BUILT_IN
+from coordinator.config.changes import Changes, Move, RemovedAgent, encode_changes, write_changes_file
+from coordinator.config.kept_changes import save
+from coordinator.config.loader import BUILT_IN, load_swarm
 from coordinator.monitor.models import NOT_RUNNING, AgentStatus
+from coordinator.monitor.run_files import RunFiles
 from coordinator.monitor.status import (
     Facts,
     agent_status,
     decision_count,
-    remote_sandboxes,
     sandbox_status,
     sandboxes_without_host,
     status_of,
@@ -128,13 +129,22 @@ def test_a_configured_remote_sandbox_is_shown_without_a_provider_and_without_a_h
     assert silent.endpoint == "E2B"
 
 
-def test_the_remote_sandboxes_are_those_of_the_recorded_configuration(tmp_path):
+def test_the_remote_sandboxes_and_differences_are_those_of_the_recorded_configuration(tmp_path):
     file = tmp_path / "swarm.toml"
     file.write_text('[sandboxes.far]\nprovider = "e2b"\n[sandboxes.here]\n')
     run = living_run()
-    assert remote_sandboxes(replace(run, config=str(file))) == ("far",)
-    assert remote_sandboxes(replace(run, config=str(tmp_path / "gone.toml"))) == ()
-    assert remote_sandboxes(replace(run, config=BUILT_IN)) == remote_sandboxes(None) == ()
+    recorded, gone = replace(run, config=str(file)), replace(run, config=str(tmp_path / "gone.toml"))
+    assert RunFiles(recorded).remote_sandboxes() == ("far",)
+    for other in (gone, replace(run, config=BUILT_IN), None):
+        assert RunFiles(other).remote_sandboxes() == ()
+    changes = Changes(revision=2, moved={"coordinator": Move(sandbox="here", after=3)})
+    [moved] = RunFiles(recorded, tmp_path).differences(changes)
+    assert RunFiles(gone, tmp_path).differences(changes) == RunFiles().differences(changes) == [moved]
+    write_changes_file(tmp_path, changes)
+    save(load_swarm(file), tmp_path, None)
+    assert RunFiles(recorded, tmp_path).differences(changes) == []
+    file.write_text(file.read_text().replace('"here"', '"far"'))
+    assert RunFiles(recorded, tmp_path).differences(changes) == []
 
 
 def test_decisions_of_other_writers_are_counted_apart():
@@ -164,6 +174,4 @@ def test_a_removed_agent_is_shown_until_nothing_of_it_is_left():
     heard = table((9.0, heartbeat("one")), (9.0, heartbeat("two")))
     drains = facts(heard, config=config, records={"one": record("one")})
     assert drains.agent_names() == ["one", "two"]
-    gone = replace(drains, records={})
-    assert gone.agent_names() == ["two"]
-    assert [(one.agent, one.change) for one in status_of(gone).changes] == [("one", "removed")]
+    assert replace(drains, records={}).agent_names() == ["two"]
