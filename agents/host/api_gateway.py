@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +20,7 @@ import structlog
 
 from agents.spec import AgentSpec
 from bus.durable.events import EventPublisher
+from bus.durable.fencing import last_claim
 from bus.errors import BusError, MeshError
 from bus.interface import StoredMessage
 from bus.messages import headers as h
@@ -34,6 +37,10 @@ FORBIDDEN = 403
 MAX_OPERATION = 64
 MAX_LOOKING = 512
 """Reads by sequence of all agents at a time, for each of which the host reads the message first."""
+MAX_DOUBTED = 512
+"""Refused requests of an agent that wait until its newest claim is known; more are not counted."""
+LATE_S = 10.0
+"""For so long after the start of an incarnation, requests of the one before to its host are not reported."""
 POISON = "poison:"
 """The ids of reports that several agents make of the same message begin with it."""
 
@@ -181,59 +188,115 @@ def _parts(command: str) -> tuple[str, str, str]:
     return command, "", ""
 
 
+@dataclass(eq=False, slots=True)
+class _Incarnation:
+    """One that this host serves, or was the last of its agent to be served."""
+
+    agent: str
+    epoch: int
+    rights: AgentGateway
+    started_at: float = field(default_factory=time.monotonic)
+    subscription: Any = None
+    doubted: list[tuple[str, RequestRefused]] = field(default_factory=list)
+    """Refused requests that another incarnation may have made: command and problem."""
+
+
 class ApiGateway:
-    """Serves the agents of `host` over its connection `bus`, and reports what it refuses by `reports`."""
+    """Serves the agents of `host` over its connection `bus`, and reports what it refuses by `reports`.
+
+    It receives the requests of all incarnations of an agent, also of those that other hosts serve before and after its
+    own. Their answers go elsewhere, so that it refuses them. They are not reported: see `_doubt`.
+    """
 
     def __init__(self, bus: NatsBus, reports: EventPublisher, host: str) -> None:
         self._bus, self._reports, self._host = bus, reports, host
         self._refused: AttemptCounts[tuple[str, str]] = AttemptCounts()
         self._problems: dict[tuple[str, str], str] = {}
-        self._serving: dict[str, Any] = {}
+        self._serving: dict[str, _Incarnation] = {}
+        self._served: dict[str, _Incarnation] = {}
         self._looking: set[asyncio.Task[None]] = set()
 
-    async def admit(self, spec: AgentSpec, public_key: str) -> None:
-        """Serve the agent of `spec`, whose user has this nkey, until `dismiss`."""
-        agent = AgentGateway(spec, self._bus.subjects, public_key, self._host)
+    async def admit(self, spec: AgentSpec, public_key: str, epoch: int) -> None:
+        """Serve this incarnation of the agent of `spec`, whose user has this nkey, until `dismiss`."""
         name, connection = spec.name, self._bus.connection
+        rights = AgentGateway(spec, self._bus.subjects, public_key, self._host)
         await self.dismiss(name)
+        served = _Incarnation(name, epoch, rights)
         prefix = self._bus.subjects.api(name) + "."
 
         def on_request(subject: str, reply: str, body: bytes, _: bytes) -> None:
             command = subject[len(prefix) :]
             try:
-                sequence = agent.check(command, reply, body)
+                sequence = rights.check(command, reply, body)
             except RequestRefused as error:
-                self._refuse(agent, name, command, reply, error)
+                self._refuse(served, command, reply, body, error)
                 return
             if sequence is not None:
-                if len(self._looking) >= MAX_LOOKING:
-                    return  # it asks again
-                task = asyncio.create_task(self._look(agent, name, command, reply, body, sequence), name="gateway-look")
-                self._looking.add(task)
-                task.add_done_callback(self._looking.discard)
+                if len(self._looking) < MAX_LOOKING:  # else it asks again
+                    self._start(self._look(served, command, reply, body, sequence))
                 return
             with contextlib.suppress(BusError):  # the connection is down: the agent asks again
                 connection.write(f"$JS.API.{command}", body, reply)
 
-        self._serving[name] = await connection.subscribe_directly(prefix + ">", on_request)
+        served.subscription = await connection.subscribe_directly(prefix + ">", on_request)
+        self._serving[name] = served
 
-    async def _look(self, agent: AgentGateway, name: str, command: str, reply: str, body: bytes, sequence: int) -> None:
+    def _start(self, looking: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(looking, name="gateway-look")
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
+
+    async def _look(self, served: _Incarnation, command: str, reply: str, body: bytes, sequence: int) -> None:
         """Pass on a read by sequence if the message there has an id of the agent's own, or if there is none."""
         with contextlib.suppress(BusError):  # the agent asks again
             stored = await self._bus.message(sequence)
-            if stored is None or agent.has_own_id(stored):
+            if stored is None or served.rights.has_own_id(stored):
                 self._bus.connection.write(f"$JS.API.{command}", body, reply)
             else:
                 error = RequestRefused(
                     f"{command}: the agent may not read message {sequence}, which has no id of its own"
                 )
-                self._refuse(agent, name, command, reply, error)
+                self._refuse(served, command, reply, body, error)
 
-    def _refuse(self, agent: AgentGateway, name: str, command: str, reply: str, error: RequestRefused) -> None:
-        self._report(name, command, error)
-        if reply.startswith(agent.answers):
+    def _refuse(self, served: _Incarnation, command: str, reply: str, body: bytes, error: RequestRefused) -> None:
+        if reply.startswith(served.rights.answers):
+            self._report(served.agent, command, error)
             with contextlib.suppress(BusError):
                 self._bus.connection.write(reply, orjson.dumps(_refusal(error)))
+            return
+        former = self._served.get(served.agent)
+        if former is not None and reply.startswith(former.rights.answers):
+            try:
+                former.rights.check(command, reply, body)
+            except RequestRefused as problem:
+                self._report(served.agent, command, problem)
+            return
+        if time.monotonic() - served.started_at < LATE_S and _is_for_a_host(command, reply):
+            log.debug("late_request", of=served.agent, command=command, reply=reply)
+        elif len(served.doubted) < MAX_DOUBTED:
+            served.doubted.append((command, error))
+            if len(served.doubted) == 1:
+                self._start(self._doubt(served))
+
+    async def _doubt(self, served: _Incarnation) -> None:
+        """Report requests whose answers this host may not give, unless the agent was moved away.
+
+        A host that was stopped receives what the agent's next incarnation has requested of another host meanwhile, and
+        only then learns that it has lost the agent. The other host refuses and reports what is to be refused.
+        """
+        try:
+            newest = await last_claim(self._bus, served.agent)
+            doubted, served.doubted = served.doubted, []
+        except BusError:  # what cannot be judged accuses nobody
+            served.doubted = []
+            return
+        if newest is not None and newest.sequence > served.epoch:
+            log.info("agent_moved_away", of=served.agent, epoch=served.epoch, claimed=newest.sequence)
+            if self._serving.get(served.agent) is served:
+                await self.dismiss(served.agent)
+            return
+        for command, error in doubted:
+            self._report(served.agent, command, error)
 
     def _report(self, name: str, command: str, error: RequestRefused) -> None:
         """Alert for each agent and kind of request at once, then by `check`; the log has every one."""
@@ -254,9 +317,18 @@ class ApiGateway:
 
     async def dismiss(self, name: str) -> None:
         """Serve the agent `name` no longer."""
-        if (subscription := self._serving.pop(name, None)) is not None:
+        if (served := self._serving.pop(name, None)) is not None:
+            self._served[name] = served
             with contextlib.suppress(Exception):
-                await subscription.unsubscribe()
+                await served.subscription.unsubscribe()
+
+
+def _is_for_a_host(command: str, reply: str) -> bool:
+    """Whether a host is to answer this request. Agents delete their consumers without an answer."""
+    if not reply:
+        return _parts(command)[0] == "CONSUMER.DELETE"
+    tokens = reply.split(".")
+    return len(tokens) > 4 and reply.startswith(answers_of(inbox_of(tokens[1]), tokens[3]) + ".")
 
 
 def _refusal(error: RequestRefused) -> Mapping[str, Any]:

@@ -234,7 +234,7 @@ class Host:
             public_key = public_key_of(order.seed)
         except ValueError as error:
             raise UsageError(f"the order's key: expected a user's nkey seed, not {error}") from None
-        await self._gateway.admit(order.spec, public_key)
+        await self._gateway.admit(order.spec, public_key, order.epoch)
         return dataclasses.replace(
             self._credentials or credentials_from(),
             creds="",

@@ -292,7 +292,8 @@ async def hosted(server: Secured, config: ResolvedSwarm) -> AsyncIterator[list[N
     seed = server.keys.seed(AGENT)
     async with connected(server, "sandbox-nodejs") as (operator, host):
         reports = await EventPublisher.open(host, "nodejs")
-        await ApiGateway(host, reports, "nodejs").admit(config.agent(name).spec, public_key_of(seed))
+        epoch = await claim(operator, name, agent_id="hosted", claimed_by="operator", sandbox="nodejs")
+        await ApiGateway(host, reports, "nodejs").admit(config.agent(name).spec, public_key_of(seed), epoch)
         await host.flush()
         credentials = Credentials(nkey_seed=seed, api=operator.subjects.api(name), api_host="nodejs")
         agent = await NatsBus.connect(server.url, "swarm", name, credentials=credentials)

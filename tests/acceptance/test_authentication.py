@@ -327,11 +327,10 @@ def _connections(pid: int, url: str) -> set[str]:
 
 
 @pytest.mark.slow
-async def test_a_replaced_process_that_is_stopped_is_cut_off_and_refused_when_it_goes_on(tmp_path: Path):
+async def test_a_replaced_process_that_is_stopped_is_cut_off_and_ends_when_it_goes_on(tmp_path: Path):
     async with Swarm(tmp_path, agents_toml(speed=20)) as swarm:
         subscriber = await swarm.up()
         before = (await subscriber.live(*AGENTS))["coordinator"]
-        [old] = (await swarm.command("keys", "list", "agent-coordinator", "--json")).json["keys"]
         zombie, host = before["pid"], subscriber.heartbeats[before["sandbox"]]["pid"]
         there = {
             name: heartbeat["epoch"]
@@ -347,11 +346,11 @@ async def test_a_replaced_process_that_is_stopped_is_cut_off_and_refused_when_it
         await subscriber.until("a cut off process", lambda: _connections(zombie, swarm.url) == {psutil.CONN_CLOSE_WAIT})
         await subscriber.back(there)
         swarm.send(zombie, signal.SIGCONT)
-        await ends.all()
-        assert f'authentication error - Nkey "{old["public_key"]}"' in server_log(swarm)
+        await ends.all()  # fenced by the claim, if that came before the end of its connection; else not admitted
         swarm.send(host, signal.SIGCONT)
         await subscriber.more_heartbeats(5, before["sandbox"])
         await subscriber.more_decisions(20)
+        assert "api_request_refused" not in {alert["code"] for alert in subscriber.alerts}
         done = await swarm.command("audit")
         assert done.code == 0, done
 
