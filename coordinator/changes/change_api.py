@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -275,25 +275,27 @@ class ChangeApi:
     async def _commit_add(self, request: ChangeRequest, traits: ClassTraits | None) -> None:
         name = request.agent
         table, _ = place_added(self._swarm, name, request.table, self._live())
-        start = await self._start_of(name)
+        start = (await self._starts_of([name]))[name]
         added = AddedAgent(
             table=table, after=start.after, outputs=start.outputs, continues=start.continues, traits=traits
         )
         await self._commit(after_adding(self._swarm.changes, name, added, request.id))
 
-    async def _start_of(self, name: str) -> Start:
-        """Where an agent of this name begins that is added now."""
-        return Start(
-            outputs=await self._stored_outputs(name),
-            continues=await self._bus.kv_get(self._bus.subjects.state_bucket, name) is not None,
-            after=(await self._bus.bounds()).last,
-        )
+    async def _starts_of(self, names: Sequence[str]) -> dict[str, Start]:
+        """Where agents of these names begin that are added now. All are looked up at once, so that many are quick."""
+        after, bucket = (await self._bus.bounds()).last, self._bus.subjects.state_bucket
+        outputs = await asyncio.gather(*(self._stored_outputs(name) for name in names))
+        saved = await asyncio.gather(*(self._bus.kv_get(bucket, name) for name in names))
+        return {
+            name: Start(outputs=outputs[at], continues=saved[at] is not None, after=after)
+            for at, name in enumerate(names)
+        }
 
     async def _stored_outputs(self, name: str) -> int:
         """The number of the last output that an agent of this name has stored, in an earlier life."""
         subjects = (f"{self._bus.subjects.ns}.{kind}.*.{name}" for kind in AGENT_KINDS)
-        found = [stored for subject in subjects if (stored := await self._bus.last(subject)) is not None]
-        return max((h.number(stored.headers, h.OUTPUT) or 0 for stored in found), default=0)
+        found = await asyncio.gather(*(self._bus.last(subject) for subject in subjects))
+        return max((h.number(stored.headers, h.OUTPUT) or 0 for stored in found if stored is not None), default=0)
 
     async def _remove(self, request: ChangeRequest) -> dict[str, Any]:
         name = request.agent
@@ -353,7 +355,7 @@ class ChangeApi:
     async def _commit_scale(self, request: ChangeRequest, traits: ClassTraits | None) -> None:
         kind = request.kind
         tables = scaled_tables(self._swarm, kind, request.count, self._live())
-        starts = {name: await self._start_of(name) for name in tables if name not in self._policy.agents}
+        starts = await self._starts_of([name for name in tables if name not in self._policy.agents])
         after = (await self._bus.bounds()).last
         await self._commit(
             after_scaling(self._swarm, kind, tables, request.id, starts=starts, traits=traits, after=after)

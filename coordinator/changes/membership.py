@@ -25,7 +25,7 @@ from coordinator.config.changes import (
 )
 from coordinator.config.convert import similar
 from coordinator.config.live_swarm import LiveSwarm
-from coordinator.config.scaling import FAMILIES, MOST_AGENTS, strategy_table
+from coordinator.config.scaling import FAMILIES, check_scale, strategy_table
 from coordinator.config.settings import AgentSettings, ResolvedSwarm
 from coordinator.config.tables import (
     ALL_KINDS,
@@ -49,12 +49,14 @@ def place_added(
     `live` are the sandboxes with a live host.
 
     Raises:
-        UsageError: the table is wrong, or the name is taken; MeshError: its sandbox is not live.
+        UsageError: the table is wrong, the name is taken, or there are too many agents; MeshError: its sandbox is not
+            live.
     """
     config, file = swarm.config, f"add {name}"
     names = [item.spec.name for item in config.agents]
     if name in names:
         raise UsageError(f"agent {name!r} is in the swarm already; `signalmesh remove {name}` removes it")
+    check_count(config, 1)
     checked = agent_table(file, name, table)
     for option, value in checked.options.items():
         if isinstance(value, str) and is_secret(option):
@@ -160,11 +162,13 @@ def scaled_tables(swarm: LiveSwarm, kind: str, count: int, live: Collection[str]
     """The tables of the `count` generated strategies of a kind, with their sandboxes.
 
     Raises:
-        UsageError: the number or the kind is wrong, or a name is taken; MeshError: no sandbox is live.
+        UsageError: the number or the kind is wrong, or a name is taken, or there would be too many agents;
+        MeshError: no sandbox is live.
     """
-    if not 0 <= count <= MOST_AGENTS:
-        raise UsageError(f"scale {kind} {count}: expected 0 to {MOST_AGENTS}")
+    check_scale(kind, count)
     present, file = generated_members(swarm, kind), f"scale {kind}"
+    most = max(0, swarm.config.max_agents - len(swarm.config.agents) + len(present))
+    check_count(swarm.config, count - len(present), f", which leaves room for {most} of kind {kind}")
     agents = {item.spec.name: item.spec for item in swarm.config.agents}
     tables = {f"{kind}-{number}": strategy_table(kind, number, count) for number in range(1, count + 1)}
     new = {name: agent_table(file, name, table) for name, table in tables.items() if name not in present}

@@ -92,7 +92,8 @@ for command in (
     checks.chaos,
     certify.certify,
 ):
-    app.command()(command)
+    # A negative number is an argument, which the command refuses, and not an unknown option.
+    app.command(context_settings={"ignore_unknown_options": command is changes.scale})(command)
 for role in (
     roles.sandbox,
     roles.agent,

@@ -102,8 +102,10 @@ def scale(
 
     All of a kind together weigh as much as one agent. Those beyond the number are removed with their states.
     """
+    from coordinator.config.scaling import check_scale
     from coordinator.control.changes import scale as scale_kind
 
+    check_scale(kind, count)
     done = on_bus(find_target(nats, state_dir, swarm), lambda bus: scale_kind(bus, kind, count))
     if json:
         print_json(done)

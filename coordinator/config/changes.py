@@ -398,17 +398,17 @@ def known_traits(config: ResolvedSwarm, changes: Changes) -> dict[str, ClassTrai
     return {**config.traits, **added}
 
 
-def check_count(config: SwarmConfig) -> None:
-    """Refuse more agents than are allowed.
+def check_count(config: SwarmConfig, added: int = 0, hint: str = "") -> None:
+    """Refuse more agents than are allowed; with `added` ones more than `config` has. `hint` is what is possible now.
 
     Raises:
-        ConfigError: there are more.
+        ConfigError: there would be more.
     """
-    count = len(config.agents)
+    count = len(config.agents) + added
     if count > config.max_agents:
         raise ConfigError(
             config.file,
             "max_agents",
-            f"{count} agents would run, at most {config.max_agents} are allowed; to allow them, write "
+            f"{count} agents would run, at most {config.max_agents} are allowed{hint}; to allow them, write "
             f"max_agents = {count} at the top of swarm.toml, or start with --max-agents {count}",
         )

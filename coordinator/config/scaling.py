@@ -14,7 +14,7 @@ from bus.errors import UsageError
 from coordinator.config.settings import AgentSettings, SwarmConfig, WatchdogSettings
 from coordinator.config.tables import AgentTable, agent_settings, placement
 
-__all__ = ["FAMILIES", "MOST_AGENTS", "SUSPECT_HEARTBEATS", "strategy_table", "with_agents"]
+__all__ = ["FAMILIES", "MOST_AGENTS", "SUSPECT_HEARTBEATS", "check_scale", "strategy_table", "with_agents"]
 
 MOST_AGENTS = 1000
 """A larger number is refused as a mistake: at 100 ms it would mean more than 10,000 heartbeats a second."""
@@ -49,6 +49,19 @@ FAMILIES: tuple[tuple[str, Callable[[int], dict[str, Any]]], ...] = (
 def strategy_table(kind: str, number: int, size: int) -> dict[str, Any]:
     """The table of the `number`-th of `size` strategies of a kind in FAMILIES; all of them weigh as much as one."""
     return {"kind": kind, "weight": round(1 / size, 6), "nice": NICE, "options": dict(FAMILIES)[kind](number)}
+
+
+def check_scale(kind: str, count: int) -> None:
+    """Refuse a number of generated strategies that is none.
+
+    Raises:
+        UsageError: it is negative or too large.
+    """
+    if not 0 <= count <= MOST_AGENTS:
+        raise UsageError(
+            f"scale {kind} {count}: expected 0 to {MOST_AGENTS}, the number of generated agents of this kind; 0 "
+            "removes them all"
+        )
 
 
 def with_agents(config: SwarmConfig, count: int) -> SwarmConfig:

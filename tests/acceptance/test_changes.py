@@ -187,6 +187,10 @@ MISTAKES = {
     ("add", "watchdog", "--kind", "momentum"): "this name is reserved",
     ("add", "NodeJS", "--kind", "momentum"): "collides with sandbox 'nodejs'",
     ("add", "new"): "expected one of them, none is given",
+    ("scale", "momentum", "1000"): "at most 7 are allowed, which leaves room for 2 of kind momentum",
+    ("scale", "momentum", "-1"): "scale momentum -1: expected 0 to 1000",
+    ("scale", "momentum", str(10**30)): "expected 0 to 1000",
+    ("scale", "momentun", "1"): "expected one of momentum, mean-reversion",
     ("remove", "nobody"): "no agent 'nobody' in this swarm; it has: research-1",
 }
 """What is refused, and by which words."""

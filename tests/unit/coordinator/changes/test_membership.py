@@ -92,6 +92,18 @@ def test_the_last_agent_and_too_many_are_refused():
     seven = added("seven", {"kind": "momentum", "sandbox": "base"}, six)
     with pytest.raises(ConfigError, match="7 agents would run, at most 6 are allowed"):
         check_changed(swarm(seven).config, seven)
+    with pytest.raises(ConfigError, match="7 agents would run, at most 6 are allowed"):
+        place_added(swarm(six), "seven", MOMENTUM, LIVE)
+
+
+def test_a_number_that_does_not_fit_is_refused_before_anything_is_looked_up():
+    for count, expected in ((1000, "1005 agents would run, at most 6"), (3, "8 agents .* leaves room for 1 of kind")):
+        with pytest.raises(ConfigError, match=expected):
+            scaled_tables(swarm(), "momentum", count, LIVE)
+    for count in (-1, 1001, 10**30):
+        with pytest.raises(UsageError, match=f"scale momentum {count}: expected 0 to 1000"):
+            scaled_tables(swarm(), "momentum", count, LIVE)
+    assert scaled_tables(swarm(), "momentum", 0, LIVE) == {}
 
 
 def test_changes_that_no_message_would_hold_are_refused():
@@ -137,7 +149,7 @@ def test_generated_agents_weigh_as_much_as_one_whatever_their_number():
 
 
 def test_those_that_up_has_made_are_weighed_anew_and_go_on():
-    base = LiveSwarm(with_agents(parse_swarm({}, "swarm.toml", ""), 9).resolve())
+    base = LiveSwarm(with_agents(parse_swarm({"max_agents": 11}, "swarm.toml", ""), 9).resolve())
     assert base.config.voters["momentum-1"] == 0.5
     changes = scaled(base, 4)
     live = LiveSwarm(base.base, changes)
