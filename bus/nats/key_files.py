@@ -35,6 +35,7 @@ __all__ = [
     "remove_taken",
     "take",
     "taken_keys",
+    "voter_key_file",
     "write_private",
     "write_seed",
 ]
@@ -55,6 +56,11 @@ _PUBLIC_KEY = re.compile(r"U[A-Z2-7]{55}")
 def agent_key_file(directory: Path, agent: str) -> Path:
     """The file of an agent's key in the directory of a swarm's keys."""
     return directory / f"agent-{agent}{KEY_SUFFIX}"
+
+
+def voter_key_file(directory: Path, name: str) -> Path:
+    """The file of the key of a program outside the swarm that votes as `name`."""
+    return directory / f"voter-{name}{KEY_SUFFIX}"
 
 
 def new_seed() -> str:

@@ -253,11 +253,16 @@ class ChangeApi:
         Raises:
             UsageError, MeshError: the request is wrong, or cannot be done now.
         """
-        self._check_key(request.agent)
+        self._check_key(f"add {request.agent}", request.agent)
         _, settings = place_added(self._swarm, request.agent, request.table, self._live())
         return self._inspect_agent(request, settings)
 
-    def _check_key(self, name: str) -> None:
+    def _check_key(self, what: str, name: str) -> None:
+        if self._keys is not None and (file := self._keys.voter_file(name)) is not None:
+            raise UsageError(
+                f"{what}: {file} is the key of a voter of the name {name!r}, a program outside the swarm: it would "
+                f"publish as that agent. Choose another name, or `signalmesh keys revoke voter-{name}` first"
+            )
         if self._keys is not None and not self._keys.has_key(name):
             raise UsageError(
                 f"agent {name}: the server has no key for it: with the keys of another server than that of `up`, write "
@@ -317,7 +322,7 @@ class ChangeApi:
             tables = scaled_tables(self._swarm, kind, request.count, self._live())
             new = [name for name in tables if name not in self._policy.agents]
             for name in new:
-                self._check_key(name)
+                self._check_key(f"scale {kind}", name)
                 if name in self._removals.running:
                     return {"pending": self._removals.describe(name)}
             traits = None

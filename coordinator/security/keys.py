@@ -339,10 +339,20 @@ def check_voter(config: ResolvedSwarm, name: str) -> None:
     Raises:
         UsageError: it does.
     """
-    if any(agent.spec.name == name and not agent.external for agent in config.agents):
+    for agent in config.agents:
+        if agent.spec.name != name or agent.external:
+            continue
+        if agent.spec.start_after:
+            where = "an agent of that name was added at run time (`signalmesh config diff`)"
+            remedy = (
+                f"remove the agent (`signalmesh remove {name}`, or with the swarm down `signalmesh config reset`, "
+                "which forgets all changes)"
+            )
+        else:
+            where = f"{config.file} has an agent of that name, which the swarm runs"
+            remedy = "set external = true there and remove what runs it"
         raise UsageError(
-            f"voter {name!r}: {config.file} has an agent of that name, which the swarm runs: a voter would publish as "
-            "that agent. Choose another name, or set external = true there and remove what runs it; "
+            f"voter {name!r}: {where}: a voter would publish as that agent. Choose another name, or {remedy}; "
             f"`signalmesh keys revoke voter-{name}` removes a key that is there"
         )
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import structlog
 
 from bus.errors import UsageError
-from bus.nats.key_files import INCARNATIONS, KEY_SUFFIX, agent_key_file, forget_seed, new_seed, read_seed, record, take
+from bus.nats.key_files import (
+    INCARNATIONS,
+    KEY_SUFFIX,
+    agent_key_file,
+    forget_seed,
+    new_seed,
+    read_seed,
+    record,
+    take,
+    voter_key_file,
+)
 
 PAUSE_S = 0.02
 TRIES = 50
@@ -30,6 +41,11 @@ class AgentKeys:
     def has_key(self, agent: str) -> bool:
         """Whether this agent has a key, or `up` prepares one as soon as the agent is in the swarm."""
         return self._prepared.is_dir() or agent_key_file(self._directory, agent).exists()
+
+    def voter_file(self, name: str) -> Path | None:
+        """The key file of a voter of this name, a program outside the swarm, if there is one."""
+        file = voter_key_file(self._directory, name)
+        return file if os.path.lexists(file) else None
 
     def has_host_key(self, sandbox: str) -> bool:
         """The same of the host of a sandbox."""

@@ -208,6 +208,10 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
         for arguments, words in MISTAKES.items():
             refused = await swarm.command(*arguments)
             assert (refused.code, words in refused.err) == (2, True), refused.err
+        if not AUTHENTICATION:
+            assert (await swarm.command("keys", "add", "theirs", "--role", "voter")).code == 0
+            refused = await swarm.command("add", "theirs", "--kind", "momentum")
+            assert (refused.code, "voter-theirs.nk is the key of a voter" in refused.err) == (2, True), refused.err
         assert changes_of(subscriber) == []
 
         add = ("add", "second", "--kind", "momentum", "--option", "rsi_period=9", "--json")

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from bus.errors import UsageError
-from bus.nats.key_files import INCARNATIONS
+from bus.errors import ConfigError, UsageError
+from bus.nats.key_files import INCARNATIONS, new_seed, write_seed
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from coordinator.changes.change_api import ChangeApi, ChangeRequest
 from coordinator.config.live_swarm import LiveSwarm
@@ -46,6 +46,19 @@ async def test_sandboxes_are_not_changed_where_each_host_is_a_service():
     ):
         with pytest.raises(UsageError, match=f"{what}: here each host is a service of its own"):
             await handle(request)
+
+
+async def test_no_agent_gets_the_name_of_a_voter_outside_the_swarm(tmp_path: Path):
+    (tmp_path / INCARNATIONS).mkdir()
+    write_seed(file := tmp_path / "voter-new.nk", new_seed())
+    write_seed(tmp_path / "subscriber-other.nk", new_seed())
+    api = leader(AgentKeys(tmp_path), up_runs_hosts=True)
+    with pytest.raises(
+        UsageError, match=f"add new: {file} is the key of a voter .* `signalmesh keys revoke voter-new`"
+    ):
+        await api._add(ChangeRequest(id="id", agent="new", table={"kind": "momentum"}))
+    with pytest.raises(ConfigError, match="6 agents would run"):  # and not its name
+        await api._add(ChangeRequest(id="id", agent="other", table={"kind": "momentum"}))
 
 
 async def test_a_host_needs_a_key_that_the_server_knows(tmp_path: Path):

@@ -9,6 +9,8 @@ import pytest
 from bus.errors import UsageError
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEYS_VARIABLE, new_seed, write_seed
+from coordinator.config.changes import AddedAgent, Changes
+from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import parse_swarm
 from coordinator.security.keys import (
     KeyChanges,
@@ -67,6 +69,18 @@ def test_an_external_agent_votes_and_listens():
     allowed = identities(parse_swarm(raw, "x.toml", "").resolve())["voter-theirs"]
     assert allowed.publish == ("in.swarm.signal.*.theirs", "in.swarm.sentiment.*.theirs", "swarm.heartbeat.theirs")
     assert (allowed.subscribe, allowed.never_subscribe) == (("swarm.>",), ("swarm.control.>",))
+
+
+def test_a_voter_with_the_name_of_an_agent_is_refused_by_where_that_is_from():
+    with pytest.raises(UsageError, match=r"x.toml has an agent of that name.* or set external = true there"):
+        identities(parse_swarm({"agents": {"one": {"kind": "coordinator"}}}, "x.toml", "").resolve(), ["voter-one"])
+    added = AddedAgent(table={"kind": "momentum"}, after=7)
+    swarm = LiveSwarm(DEFAULT, Changes(revision=1, agents={"new": added}))
+    with pytest.raises(
+        UsageError, match=r"was added at run time .*or remove the agent .*`signalmesh remove new`"
+    ) as error:
+        identities(swarm.config, ["voter-new"])
+    assert "`signalmesh keys revoke voter-new` removes a key that is there" in str(error.value)
 
 
 def test_children_are_given_the_names_of_their_files(tmp_path):
