@@ -7,7 +7,7 @@ from typing import Literal
 
 from bus.messages import MAX_PAYLOAD_BYTES
 
-__all__ = ["HOST", "MAX_MESSAGE_BYTES", "Durability", "configuration", "tls_block"]
+__all__ = ["HANDSHAKE_S", "HOST", "MAX_MESSAGE_BYTES", "Durability", "configuration", "tls_block"]
 
 HOST = "127.0.0.1"
 Durability = Literal["process", "power"]
@@ -15,6 +15,8 @@ Durability = Literal["process", "power"]
 
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 8 * 1024
 """The server's max_payload. It includes headers: 8 KiB are left for them beside the largest payload."""
+HANDSHAKE_S = 5
+"""For a TLS handshake. The server's default of 2 s is short for hundreds of agents that start at once on few cores."""
 LEAST_STORE_BYTES = 64 << 20
 """A full disk refuses writes by itself: the server is restarted when there is room, and this limit must not stay."""
 _SYNC_INTERVAL = {"process": "1s", "power": "always"}
@@ -78,8 +80,7 @@ def tls_block(certificate: Path, key: Path, clients_ca: Path | None) -> str:
     verify = "" if clients_ca is None else f"  ca_file: {_quoted(clients_ca)}\n  verify: true\n"
     return (
         f"tls {{\n  cert_file: {_quoted(certificate)}\n  key_file: {_quoted(key)}\n{verify}"
-        # Its default of 2 s for a handshake is short for hundreds of agents that start at once on few cores.
-        '  min_version: "1.2"\n  timeout: 5\n}\nallow_non_tls: false\n'
+        f'  min_version: "1.2"\n  timeout: {HANDSHAKE_S}\n}}\nallow_non_tls: false\n'
     )
 
 

@@ -19,6 +19,8 @@ class LogTail:
         self._file = file
         self._position, self._inode = self._end()
         self._rest = b""
+        self.skipped = False
+        """Whether the last call may have left lines out: there were too many, or their file is renamed now."""
 
     def _end(self) -> tuple[int, int]:
         try:
@@ -30,6 +32,7 @@ class LogTail:
     def lines(self) -> list[bytes]:
         """The whole lines since the last call, without their ends. Blocks for a read of the file."""
         size, inode = self._end()
+        self.skipped = self._inode not in (0, inode) or size - self._position > MAX_READ_BYTES
         if inode != self._inode or size < self._position:  # the server has renamed its full log, and begun another one
             self._position, self._inode, self._rest = 0, inode, b""
         if size <= self._position:

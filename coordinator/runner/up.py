@@ -72,7 +72,7 @@ from coordinator.security.admission import (
     foreign_remark,
     is_from_before_keys,
 )
-from coordinator.security.connections import ConnectionWatch
+from coordinator.security.connections import ConnectionWatch, HandshakeWatch
 from coordinator.security.enforcement import EXPORT, check_enforced
 from coordinator.security.keys import (
     KeyStore,
@@ -117,6 +117,7 @@ class Up:
         self._crowds: ConnectionWatch | None = None
         """With keys: who has too many connections."""
         self._tls: ServedTls | None = None
+        self._handshakes = HandshakeWatch()
         self._reloader: KeyReloader | None = None
         self._changes = ChangesFollower(swarm, options.state_dir, self._on_change)
         self._connected: ResolvedSwarm | None = None
@@ -264,7 +265,10 @@ class Up:
 
     async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:
         """Report what the server has refused to clients, of this swarm or not."""
-        for violation in await asyncio.to_thread(server_log.read):
+        failed = {}
+        if self._tls is not None and self._server is not None:
+            failed = await self._handshakes.look(self._server.directory, self._server.pid)
+        for violation in await asyncio.to_thread(server_log.read, failed):
             incarnations = self._keys.incarnations if self._keys is not None else None
             if violation.attempt == CONNECT and incarnations is not None and incarnations.admits(violation.key):
                 continue  # the server has read it since

@@ -1,24 +1,33 @@
-"""How many connections each key has at the swarm's own server: a process has one, a captured one may open thousands."""
+"""What the swarm's own server tells of its connections: how many each key has, and which TLS handshakes have failed.
+
+A process has one connection, a captured one may open thousands.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
 
 from bus.durable.events import EventPublisher
+from bus.server.config import HANDSHAKE_S
 from bus.server.monitoring import listed, read_monitoring
 from bus.server.supervisor import NatsServer
 from bus.utils.attempt_counts import AttemptCounts
 
-__all__ = ["MAX_CONNECTIONS", "ConnectionWatch", "count_connections"]
+__all__ = ["MAX_CONNECTIONS", "ConnectionWatch", "HandshakeWatch", "count_connections"]
 
 MAX_CONNECTIONS = 64
 """Of one key. The operator's is used by commands, a subscriber's by a program with some processes."""
 LISTED = 4096
+LISTED_CLOSED = 1024
+CLOSED_MEANWHILE = 64
+"""Connections that may have ended between two requests."""
+FAILED = "TLS Handshake Failure"
 
 log = structlog.get_logger("signalmesh.up")
 
@@ -68,3 +77,33 @@ class ConnectionWatch:
                 who=owner,
                 count=count,
             )
+
+
+class HandshakeWatch:
+    """Finds the connections of a server that ended in their TLS handshake, before its time was over."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._closed = 0
+
+    async def look(self, directory: Path, pid: int | None) -> dict[tuple[int, int], str]:
+        """The server's process and the number of the connection -> its address, of those that are new."""
+        url = None if pid is None else await asyncio.to_thread(listed, directory, pid, "monitoring")
+        if url is None or pid is None:
+            return {}
+        if pid != self._pid:
+            self._pid, self._closed = pid, 0
+        found = await read_monitoring(url, "connz?state=closed&limit=1") or {}
+        if (new := found.get("total", 0) - self._closed) <= 0:
+            return {}
+        wanted = min(new + CLOSED_MEANWHILE, LISTED_CLOSED)
+        found = await read_monitoring(url, f"connz?state=closed&sort=stop&limit={wanted}") or {}
+        new, self._closed = found.get("total", 0) - self._closed, found.get("total", self._closed)
+        newest = (found.get("connections") or [])[:new]
+        return {
+            (pid, each["cid"]): f"{each['ip']}:{each['port']}"
+            for each in newest
+            if each["reason"] == FAILED
+            and datetime.fromisoformat(each["stop"]) - datetime.fromisoformat(each["start"])
+            < timedelta(seconds=HANDSHAKE_S)
+        }

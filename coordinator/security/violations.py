@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +17,34 @@ from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
 
-_BEGIN = rb"\[\d+\] [\d/]+ [\d:.]+ \[ERR\] "
+_BEGIN = rb"\[(?P<pid>\d+)\] [\d/]+ [\d:.]+ \[ERR\] (?P<address>\S+) - cid:(?P<connection>\d+) - "
 """Of a line of the server: a client's text, such as its name, may look like the rest of one."""
+_KEY = rb"(?P<key>U[A-Z2-7]{55})"
 _DENIED = re.compile(
-    _BEGIN + rb'(?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:(?P<key>U[A-Z2-7]{55})" - )?'
+    _BEGIN + rb'(?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:' + _KEY + rb'" - )?'
     rb'(?P<verb>Publish|Subscription) Violation - .*?Subject "(?P<subject>[^"]*)"'
 )
 _REFUSED = re.compile(
-    _BEGIN + rb'(?P<address>\S+) - cid:\d+ - (?:"(?:[^"\\]|\\.)*" - )?authentication error(?: - Nkey "(?P<key>[^"]*)")?'
+    _BEGIN
+    + rb'(?:"(?:[^"\\]|\\.)*" - )?authentication error(?: - (?:Nkey "'
+    + _KEY
+    + rb'"$|(?P<named>Nkey|User|Token) ))?'
 )
-_UNENCRYPTED = re.compile(_BEGIN + rb"(?P<address>\S+) - cid:\d+ - TLS handshake error: (?P<reason>.*)")
+_NAMED = {b"Nkey": "with what is no public key", b"User": "with a user name", b"Token": "with a token"}
+"""What a client has named in place of its key. It is not repeated: it may be any text, or a secret."""
+_HANDSHAKE = re.compile(_BEGIN + rb"TLS handshake error: (?P<reason>.*)")
+WITHOUT_TLS = "without TLS"
 _REASONS = {
-    b"first record does not look like a TLS handshake": "without TLS",
+    b"first record does not look like a TLS handshake": WITHOUT_TLS,
     b"client offered only unsupported versions": "with TLS older than 1.2",
+    b"unsupported SSLv2 handshake": "with TLS older than 1.2",
     b"no cipher suite supported": "with TLS without a safe cipher",
     b"client didn't provide a certificate": "without a client certificate",
     b"failed to verify certificate": "with a certificate of another authority",
 }
 """Why a handshake failed, if a client is to blame: others have ended it, or have refused the server's certificate."""
+MAX_EXPLAINED = 4096
+"""Failed handshakes of which the reason was read, to be told from those without."""
 _VERBS = {b"Publish": "publish to", b"Subscription": "subscribe to"}
 CONNECT = "connect"
 
@@ -50,7 +60,7 @@ class Violation:
     """The client's public key; empty if it has named none."""
     attempt: str
     subject: str = ""
-    """Of "connect" what is wrong with its TLS, if that is why."""
+    """Of "connect" what is wrong with its TLS or with what it has named, if that is why."""
 
 
 class ViolationLog:
@@ -58,10 +68,26 @@ class ViolationLog:
 
     def __init__(self, file: Path) -> None:
         self._tail = LogTail(file)
+        self._explained: dict[tuple[int, int], None] = {}
 
-    def read(self) -> list[Violation]:
-        """What was refused since the last call. Blocks for a read of the file."""
-        return [violation for line in self._tail.lines() if (violation := _parse(line)) is not None]
+    def read(self, failed: Mapping[tuple[int, int], str]) -> list[Violation]:
+        """What was refused since the last call. Blocks for a read of the file.
+
+        `failed` are the connections whose TLS handshake has failed, as `connections.HandshakeWatch` finds them: the log
+        has the reason, unless the client began without TLS.
+        """
+        found = []
+        for line in self._tail.lines():
+            if (handshake := _HANDSHAKE.match(line)) is not None:
+                self._explained[int(handshake["pid"]), int(handshake["connection"])] = None
+            if (violation := _parse(line)) is not None:
+                found.append(violation)
+        while len(self._explained) > MAX_EXPLAINED:
+            del self._explained[next(iter(self._explained))]
+        if not self._tail.skipped:
+            plain = (address for connection, address in failed.items() if connection not in self._explained)
+            found += [Violation(address, "", CONNECT, WITHOUT_TLS) for address in plain]
+        return found
 
 
 def _parse(line: bytes) -> Violation | None:
@@ -69,8 +95,9 @@ def _parse(line: bytes) -> Violation | None:
         verb, subject = _VERBS[found["verb"]], _text(found["subject"])
         return Violation(_text(found["address"]), _text(found["key"]), verb, subject)
     if (found := _REFUSED.match(line)) is not None:
-        return Violation(_text(found["address"]), _text(found["key"]), CONNECT)
-    if (found := _UNENCRYPTED.match(line)) is not None:
+        named = _NAMED.get(found["named"], "")
+        return Violation(_text(found["address"]), _text(found["key"]), CONNECT, named)
+    if (found := _HANDSHAKE.match(line)) is not None:
         reasons = (what for reason, what in _REASONS.items() if reason in found["reason"])
         if (what := next(reasons, None)) is not None:
             return Violation(_text(found["address"]), "", CONNECT, what)

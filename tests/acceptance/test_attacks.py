@@ -460,7 +460,7 @@ async def test_what_is_refused_is_counted_and_alerted_once_with_who_did_it(serve
         await agent.flush()
         with pytest.raises(NotAdmitted):
             await NatsBus.connect(server.url, "swarm", "x", 1.0, Credentials(nkey_seed=new_seed()))
-        for violation in await asyncio.to_thread(log.read):
+        for violation in await asyncio.to_thread(log.read, {}):
             reports.add(violation)
         async with await EventPublisher.open(operator, "up") as events:
             reports.publish(events)

@@ -92,7 +92,7 @@ async def test_it_recovers_and_renews_its_certificate_without_losing_a_message(t
 @pytest.mark.slow
 async def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     async with Swarm(tmp_path, agents_toml(speed=50)) as swarm:
-        await swarm.up("--tls")
+        subscriber = await swarm.up("--tls")
         monkeypatch.delenv(CA_VARIABLE)
         other = TlsFiles(tmp_path / "other")
         other.ensure()
@@ -113,6 +113,20 @@ async def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert problem in done.err, done
             assert len(done.err.strip().splitlines()) == 1
         assert (await swarm.command("status", "--nats", plain)).code == 0
+
+        parts = urlsplit(swarm.url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        writer.write(b"CONNECT {}\r\nPING\r\n")
+        assert len((await reader.read()).splitlines()) == 1, "the first line of the server, and then its end"
+        writer.close()
+        await subscriber.until(
+            "an alert", lambda: [one for one in subscriber.alerts if one["code"] == "client_refused"]
+        )
+        refused = (await swarm.command("status", "--json")).json["refused"]
+        [named] = [alert["detail"] for alert in subscriber.alerts if alert["code"] == "client_refused"]
+        assert named == {"who": "clients without a key at 127.0.0.1", "attempt": "connect without TLS", "count": 1}
+        [counted] = refused["by"]
+        assert (counted["who"], counted["attempt"], counted["count"]) == ("clients without a key", "connect", 1)
 
 
 @pytest.mark.slow

@@ -20,10 +20,11 @@ from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, credentials_from
 from bus.testing.tcp_proxy import Proxy, ProxyTls
 from bus.utils.aio import start_tls
+from coordinator.security.connections import HandshakeWatch
 from coordinator.security.issuing import Issued, issue, new_authority
 from coordinator.security.tls_files import TlsFiles
-from coordinator.security.violations import ViolationLog
-from tests.support.secured import served
+from coordinator.security.violations import Violation, ViolationLog
+from tests.support.secured import pid_of, served
 
 pytestmark = pytest.mark.slow
 
@@ -101,8 +102,21 @@ async def is_answered(server: Server, context: ssl.SSLContext | None) -> bool:
         plain.transport.abort()
 
 
-async def test_a_client_without_tls(server: Server):
+async def test_a_client_without_tls_is_cut_off_and_counted(server: Server):
+    log, watch, directory = ViolationLog(server.log), HandshakeWatch(), server.log.parent
+    await watch.look(directory, pid_of(directory))
+    _, gone = await asyncio.open_connection("127.0.0.1", server.port)
+    gone.close()  # as whoever looks whether the port is open: no attempt
     assert await is_answered(server, None) is server.is_open
+    if not server.is_open:
+        found: list[Violation] = []
+        async with asyncio.timeout(GUARD_S):
+            while not found:
+                found += log.read(await watch.look(directory, pid_of(directory)))
+        assert [(each.address.rpartition(":")[0], each.key, each.attempt, each.subject) for each in found] == [
+            ("127.0.0.1", "", "connect", "without TLS")
+        ]
+        assert log.read(await watch.look(directory, pid_of(directory))) == []
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
@@ -112,7 +126,7 @@ async def test_a_client_with_old_tls(server: Server, version: str):
     assert await is_answered(server, context_of(ssl.TLSVersion[version])) is server.is_open
     if not server.is_open:
         async with asyncio.timeout(GUARD_S):
-            while "with TLS older than 1.2" not in [violation.subject for violation in log.read()]:
+            while "with TLS older than 1.2" not in [violation.subject for violation in log.read({})]:
                 await asyncio.sleep(0.01)
 
 

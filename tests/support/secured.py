@@ -37,8 +37,7 @@ class Secured:
     @property
     def pid(self) -> int:
         """The server's process."""
-        [ports] = self.log.parent.glob("*.ports")
-        return int(ports.stem.rpartition("_")[2])
+        return pid_of(self.log.parent)
 
     def owner(self, public_key: str) -> str:
         """Whose key it is, as `up` names it."""
@@ -52,6 +51,12 @@ class Secured:
         if identity == "operator":
             await ensure_streams(bus, StreamLimits(max_bytes=16 << 20))
         return bus
+
+
+def pid_of(directory: Path) -> int:
+    """The process of the server that runs in this directory."""
+    [ports] = directory.glob("*.ports")
+    return int(ports.stem.rpartition("_")[2])
 
 
 @contextmanager

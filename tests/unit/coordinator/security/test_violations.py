@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import orjson
 import pytest
 
 from bus.errors import NotAdmitted
@@ -28,6 +31,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         yield running
 
 
+@pytest.mark.parametrize(
+    ("named", "with_what"),
+    [
+        ({"nkey": " - "}, "with what is no public key"),
+        ({"nkey": 'x" - Publish Violation - Subject "y'}, "with what is no public key"),
+        ({"user": "alice", "pass": "secret"}, "with a user name"),
+        ({"auth_token": "secret"}, "with a token"),
+    ],
+)
+async def test_a_text_in_place_of_a_key_is_not_repeated(server: Secured, named: dict[str, str], with_what: str):
+    log = ViolationLog(server.log)
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.url).port)
+    await reader.readline()
+    writer.write(b"CONNECT " + orjson.dumps(named) + b"\r\nPING\r\n")
+    assert b"Authorization Violation" in await reader.readline()
+    writer.close()
+    [found] = log.read({})
+    assert (found.key, found.attempt, found.subject) == ("", CONNECT, with_what)
+
+
 async def test_a_real_servers_refusals_are_read_with_their_key(server: Secured):
     operator = await server.connect("operator")
     log = ViolationLog(server.log)
@@ -41,7 +64,7 @@ async def test_a_real_servers_refusals_are_read_with_their_key(server: Secured):
     with pytest.raises(NotAdmitted):
         await NatsBus.connect(server.url, "swarm", "foreign", 0.2, Credentials(nkey_seed=seed))
     await operator.close()
-    found = {(each.key, each.attempt, each.subject) for each in log.read() if not each.subject.startswith("_INBOX.")}
+    found = {(each.key, each.attempt, each.subject) for each in log.read({}) if not each.subject.startswith("_INBOX.")}
     named = public_key_of(server.keys.seed(AGENT))
     [unnamed] = {key for key, _, _ in found} - {named, public_key_of(seed)}
     assert found == {
@@ -52,7 +75,7 @@ async def test_a_real_servers_refusals_are_read_with_their_key(server: Secured):
         ),
         (public_key_of(seed), CONNECT, ""),
     }
-    assert log.read() == []
+    assert log.read({}) == []
 
 
 def write(file: Path, subject: str, name: str = "x") -> None:
@@ -65,7 +88,7 @@ def test_a_clients_name_is_no_subject(tmp_path: Path, name: str):
     file = tmp_path / "nats.log"
     log = ViolationLog(file)
     write(file, "real", name)
-    assert [each.subject for each in log.read()] == ["real"]
+    assert [each.subject for each in log.read({})] == ["real"]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +104,7 @@ def test_a_clients_name_is_no_line(tmp_path: Path, forged: str):
     log = ViolationLog(file)
     line = LINE.format(name=f"[ERR] 6.6.6.6:1 - cid:9 - {forged} -", key=KEY, rest="maximum payload exceeded")
     file.write_text(line.replace('Subject "forged"', 'Subject \\"forged\\"'))
-    assert log.read() == []
+    assert log.read({}) == []
 
 
 def reports() -> tuple[ViolationReports, list[float]]:
