@@ -47,6 +47,7 @@ from coordinator.config.changes import AddedAgent, Changes, Move
 from coordinator.config.convert import similar
 from coordinator.config.settings import AgentSettings, SwarmConfig
 from coordinator.config.tables import agent_settings, agent_table
+from coordinator.supervisor.model import AgentState
 from coordinator.supervisor.watchdog import LeaderParts, agent_state
 
 ANSWER_S = 3.0
@@ -55,6 +56,10 @@ RETURN_AFTER_S = 10.0
 """With return_agents: seconds for which a sandbox must be back, so that a host that dies again and again gets none."""
 STOPPED = ("quarantined", "drained")
 """Phases in which an agent is not started until it is revived."""
+FIRST_INPUT_S = 2.0
+"""A program that has got no message so long after its agent became live was added all the same."""
+FAILING_DEATHS = 2
+"""So many deaths in a row, without progress, are reported to who has added the agent."""
 MAX_ID = 64
 """Characters of the id of a request."""
 
@@ -233,19 +238,39 @@ class ChangeApi:
             async with self._changing:
                 if not self._is_done(request):
                     await self._commit_add(request, traits)
-        state = self._policy.agents.get(name)
-        if state is None:
+        return await self._await_start(name, until)
+
+    async def _await_start(self, name: str, until: float) -> dict[str, Any]:
+        """The answer about an agent that was added: it votes, or has died; a program must have handled a message."""
+        state, spec = self._policy.agents.get(name), self._swarm.specs.get(name)
+        if state is None or spec is None:
             raise MeshError(f"agent {name} was removed meanwhile")
-        if not await self._until(
-            lambda: not state.joining or state.phase in STOPPED, max(0.0, until - time.monotonic())
-        ):
+        if not await self._until(lambda: not state.joining or is_failing(state), max(0.0, until - time.monotonic())):
             return {"pending": f"{name} is {state.phase} in {state.sandbox or 'no sandbox'}"}
+        if spec.command and not await self._until(
+            lambda: handled(state, spec.start_after) or is_failing(state), max(0.0, until - time.monotonic())
+        ):
+            since = state.healthy_since
+            if since is None or time.monotonic() - since < FIRST_INPUT_S:
+                return {"pending": f"{name} waits for a message, which starts its program"}
         if state.phase in STOPPED:
             raise MeshError(
                 f"agent {name} was added, but is {state.phase}: {state.reason}; fix that and `signalmesh revive "
                 f"{name}`, or `signalmesh remove {name}`"
             )
-        return {"agent": name, "sandbox": state.sandbox, "epoch": state.epoch, "status": state.phase}
+        has_handled = handled(state, spec.start_after)
+        if is_failing(state) and not has_handled:
+            raise MeshError(
+                f"agent {name} was added, but has died {state.deaths.in_a_row} times at the same message: "
+                f"{state.reason}; it is started again until it is quarantined: mend it, or `signalmesh remove {name}`"
+            )
+        return {
+            "agent": name,
+            "sandbox": state.sandbox,
+            "epoch": state.epoch,
+            "status": state.phase,
+            "cursor": state.cursor if has_handled else None,
+        }
 
     def _begin_inspection(self, request: ChangeRequest) -> asyncio.Task[ClassTraits | None]:
         """Try the class of an agent that is to be added, in another process.
@@ -513,6 +538,19 @@ class ChangeApi:
             raise UsageError(f"no agent {name!r} in this swarm{similar(name, agents)}; it has: {', '.join(agents)}")
         if name not in self._swarm.specs:
             raise UsageError(f"agent {name!r} is external: it runs outside the supervisor")
+
+
+def handled(state: AgentState, start: int) -> bool:
+    """Whether an agent that reads from after message `start` has handled a message, and none of its deaths was later.
+
+    A program is started by the first message, so that this is the first sign that it works.
+    """
+    return state.phase == "running" and state.cursor > max(start, state.deaths.cursor)
+
+
+def is_failing(state: AgentState) -> bool:
+    """Whether it dies again at the message at which it has died before; once may have been somebody's signal."""
+    return state.phase in STOPPED or state.deaths.in_a_row >= FAILING_DEATHS
 
 
 def _request_in(data: bytes) -> ChangeRequest:

@@ -67,7 +67,8 @@ def add(
     if json:
         print_json(done)
     else:
-        typer.echo(f"{agent} runs in {done.sandbox} as epoch {done.epoch}")
+        waits = "; no message has come for it yet, which would start its program" if command and not done.cursor else ""
+        typer.echo(f"{agent} runs in {done.sandbox} as epoch {done.epoch}{waits}")
 
 
 def remove(

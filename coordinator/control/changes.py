@@ -33,12 +33,16 @@ OnPending = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedToSwarm:
-    """`add --json`: the agent runs in `sandbox` as the incarnation `epoch`, and its votes count from now on."""
+    """`add --json`: the agent runs in `sandbox` as the incarnation `epoch`, and its votes count from now on.
+
+    `cursor` is the sequence of the last message that it has handled since it was added, null before the first.
+    """
 
     agent: str
     sandbox: str
     epoch: int
     status: str
+    cursor: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import json
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -159,21 +160,34 @@ async def test_agents_of_a_lost_sandbox_return_by_rebalance(tmp_path: Path):
         assert (await swarm.command("audit")).code == 0
 
 
+WRONG_MOVES = {
+    ("nobody", "--to", "base"): "no agent 'nobody' in this swarm; it has: research-1",
+    ("coordinator", "--to", "pyton"): "no sandbox 'pyton' (did you mean 'python'?); there are: base, nodejs",
+}
+"""What is refused, and by which words."""
+OF_MARKET = ("--listens", "market", "--publishes", "signal", "--json")
+ANSWERS = 'import sys\nfor line in sys.stdin:\n    print("{}", flush=True)\n'
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "code", "problem"),
-    [
-        (("nobody", "--to", "base"), 2, "no agent 'nobody' in this swarm; it has: research-1"),
-        (("coordinator", "--to", "pyton"), 2, "no sandbox 'pyton' (did you mean 'python'?); there are: base, nodejs"),
-    ],
-)
-async def test_a_wrong_move_changes_nothing(tmp_path: Path, arguments: tuple[str, ...], code: int, problem: str):
-    async with Swarm(tmp_path) as swarm:
+async def test_a_wrong_move_changes_nothing_and_a_program_that_ends_is_reported(tmp_path: Path):
+    (tmp_path / "answers.py").write_text(ANSWERS)
+    async with Swarm(tmp_path, "max_agents = 7\n" + TOML) as swarm:
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*AGENTS)
-        refused = await swarm.command("move", *arguments)
-        assert (refused.code, problem in refused.err) == (code, True), refused.err
+        for arguments, words in WRONG_MOVES.items():
+            refused = await swarm.command("move", *arguments)
+            assert (refused.code, words in refused.err) == (2, True), refused.err
         assert changes_of(subscriber) == []
+
+        failed = await swarm.command("add", "ends", "--command", "sh -c 'exit 3'", *OF_MARKET)
+        assert (failed.code, failed.out) == (1, ""), failed.out
+        assert "agent ends was added, but has died 2 times at the same message: exit code 1" in failed.err
+        assert "it ended over a market (exit code 3)" in failed.err
+        works = await swarm.command("add", "works", "--command", f"{sys.executable} answers.py", *OF_MARKET)
+        assert works.code == 0, works.err
+        assert works.json["cursor"] >= subscriber.claims["works"]
+        assert {"ends", "works"} <= await agents_of(swarm)
 
 
 MISTAKES = {

@@ -240,7 +240,7 @@ PRINTED: dict[str, Any] = {
     "config": ConfigDiff(
         file="swarm.toml", revision=1, changes=[ChangedAgent(agent="a", change="added", detail="kind momentum in b")]
     ),
-    "add": AddedToSwarm(agent="a", sandbox="base", epoch=7, status="running"),
+    "add": AddedToSwarm(agent="a", sandbox="base", epoch=7, status="running", cursor=None),
     "remove": RemovedFromSwarm(agent="a", forgotten=True),
     "sandbox": ChangedSandbox(
         sandbox="b", change="removed", moved=[MovedAgent(agent="a", sandbox="base", epoch=7, status="running")]
