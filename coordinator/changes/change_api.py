@@ -37,6 +37,7 @@ from coordinator.changes.membership import (
     after_scaling,
     check_changed,
     generated_members,
+    missing_parts,
     place_added,
     scaled_tables,
 )
@@ -339,7 +340,8 @@ class ChangeApi:
             return {"pending": self._removals.describe(name)}
         if name in self._policy.agents:
             raise MeshError(f"agent {name} was added again meanwhile")
-        return {"agent": name, "forgotten": self._swarm.changes.removed[name].forget}
+        warnings = missing_parts(self._swarm.config)
+        return {"agent": name, "forgotten": self._swarm.changes.removed[name].forget, "warnings": warnings}
 
     async def _scale(self, request: ChangeRequest) -> dict[str, Any]:
         kind, until = request.kind, time.monotonic() + ANSWER_S

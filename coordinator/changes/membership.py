@@ -127,6 +127,14 @@ def after_removing(swarm: LiveSwarm, name: str, request: str, *, after: int, for
     )
 
 
+def missing_parts(config: ResolvedSwarm) -> list[str]:
+    """What this swarm has nobody for, and what does not happen therefore; for a person who has just removed one."""
+    published = {kind for agent in config.agents for kind in agent.spec.publishes}
+    found = [] if "market" in published else ["no agent publishes market data any more: no round begins"]
+    found += [] if config.voters else ["no agent votes any more: every decision is to hold"]
+    return found + ([] if config.deciders else ["no agent decides any more: there are no decisions"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """Where an agent that is added begins (`AddedAgent`)."""

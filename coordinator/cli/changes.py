@@ -83,6 +83,8 @@ def remove(
     from coordinator.control.changes import remove as remove_agent
 
     done = on_bus(find_target(nats, state_dir, swarm), lambda bus: remove_agent(bus, agent, forget=forget))
+    for warning in done.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     if json:
         print_json(done)
     elif done.forgotten:

@@ -47,10 +47,14 @@ class AddedToSwarm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedFromSwarm:
-    """`remove --json`. `forgotten`: its saved state is deleted; else an agent added by the same name continues it."""
+    """`remove --json`. `forgotten`: its saved state is deleted; else an agent added by the same name continues it.
+
+    `warnings` are what the swarm has no agent for any more, such as decisions.
+    """
 
     agent: str
     forgotten: bool
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -189,6 +189,13 @@ async def test_a_wrong_move_changes_nothing_and_a_program_that_ends_is_reported(
         assert works.json["cursor"] >= subscriber.claims["works"]
         assert {"ends", "works"} <= await agents_of(swarm)
 
+        for name, warning in (
+            ("coordinator", "no agent decides any more: there are no decisions"),
+            ("research-1", "no agent publishes market data any more: no round begins"),
+        ):
+            removed = await swarm.command("remove", name, "--json")
+            assert (removed.code, warning in removed.json["warnings"], warning in removed.err) == (0, True, True)
+
 
 MISTAKES = {
     ("add", "new", "--kind", "momentun"): "unknown kind 'momentun' (did you mean 'momentum'?)",
@@ -244,7 +251,7 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
 
         # Removed, its process ends, its keys are revoked; added again, it goes on.
         removed = await swarm.command("remove", "second", "--json")
-        assert removed.json == {"agent": "second", "forgotten": False}
+        assert removed.json == {"agent": "second", "forgotten": False, "warnings": []}
         await subscriber.happened("removed", "second")
         assert "second" not in (await swarm.command("status", "--json")).out
         keys = tmp_path / ".signalmesh" / "keys" / "agents"

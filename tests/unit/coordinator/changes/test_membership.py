@@ -15,6 +15,7 @@ from coordinator.changes.membership import (
     after_removing_sandbox,
     after_scaling,
     check_changed,
+    missing_parts,
     place_added,
     scaled_tables,
 )
@@ -104,6 +105,18 @@ def test_a_number_that_does_not_fit_is_refused_before_anything_is_looked_up():
         with pytest.raises(UsageError, match=f"scale momentum {count}: expected 0 to 1000"):
             scaled_tables(swarm(), "momentum", count, LIVE)
     assert scaled_tables(swarm(), "momentum", 0, LIVE) == {}
+
+
+def test_what_a_swarm_has_nobody_for_is_named():
+    assert missing_parts(swarm().config) == []
+    expected = ["market data", "votes", "decides"]
+    for name, word in (("research-1", "market data"), ("coordinator", "decides")):
+        [found] = missing_parts(swarm(after_removing(swarm(), name, "id", after=9, forget=False)).config)
+        assert word in found
+    only = swarm(agents={"one": {"kind": "market-data"}}, sandboxes={"base": {}})
+    assert ["votes" in missing_parts(only.config)[0], "decides" in missing_parts(only.config)[1]] == [True, True]
+    none = swarm(agents={"one": {"kind": "momentum", "votes": False}}, sandboxes={"base": {}})
+    assert all(word in text for word, text in zip(expected, missing_parts(none.config), strict=True))
 
 
 def test_changes_that_no_message_would_hold_are_refused():

@@ -241,7 +241,7 @@ PRINTED: dict[str, Any] = {
         file="swarm.toml", revision=1, changes=[ChangedAgent(agent="a", change="added", detail="kind momentum in b")]
     ),
     "add": AddedToSwarm(agent="a", sandbox="base", epoch=7, status="running", cursor=None),
-    "remove": RemovedFromSwarm(agent="a", forgotten=True),
+    "remove": RemovedFromSwarm(agent="a", forgotten=True, warnings=["no agent votes"]),
     "sandbox": ChangedSandbox(
         sandbox="b", change="removed", moved=[MovedAgent(agent="a", sandbox="base", epoch=7, status="running")]
     ),
