@@ -11,7 +11,6 @@ import orjson
 from agents.spec import ClassTraits
 from bus.errors import ConfigError, MeshError, UsageError
 from bus.messages.subjects import check_name
-from bus.observability.logging import is_secret
 from coordinator.config.changes import (
     AddedAgent,
     Changes,
@@ -24,6 +23,7 @@ from coordinator.config.changes import (
     search_path_of,
 )
 from coordinator.config.convert import similar
+from coordinator.config.credential_check import check_no_credentials
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.scaling import FAMILIES, check_scale, strategy_table
 from coordinator.config.settings import AgentSettings, ResolvedSwarm
@@ -57,13 +57,8 @@ def place_added(
     if name in names:
         raise UsageError(f"agent {name!r} is in the swarm already; `signalmesh remove {name}` removes it")
     check_count(config, 1)
+    check_no_credentials(file, table)
     checked = agent_table(file, name, table)
-    for option, value in checked.options.items():
-        if isinstance(value, str) and is_secret(option):
-            raise UsageError(
-                f"{file}: option {option!r}: what is added at run time is stored in the stream, which others may read; "
-                "write an agent with a secret into swarm.toml"
-            )
     if checked.external:
         raise UsageError(f"{file}: an external agent cannot be added at run time; write it into swarm.toml")
     check_names(file, dict.fromkeys([*names, name]), config.sandboxes)
@@ -106,7 +101,7 @@ def after_removing(swarm: LiveSwarm, name: str, request: str, *, after: int, for
     left = changes.removed.get(name)
     words = f"remove {name}{' and its state' if forget else ''}"
     if name not in agents and forget and left is not None:
-        forgotten = replace(left, forget=True, after=after)
+        forgotten = replace(left, forget=True, after=after, was={})
         return changes.after(words, request, removed={**changes.removed, name: forgotten})
     if name not in agents:
         raise UsageError(f"no agent {name!r} in this swarm{similar(name, agents)}; it has: {', '.join(agents)}")
@@ -116,7 +111,8 @@ def after_removing(swarm: LiveSwarm, name: str, request: str, *, after: int, for
         after=after,
         forget=forget,
         configured=any(item.spec.name == name for item in swarm.base.agents),
-        was=origin_of(agents[name].spec),
+        external=agents[name].external,
+        was={} if forget else origin_of(agents[name].spec),
     )
     return changes.after(
         words,
@@ -216,8 +212,7 @@ def after_scaling(
     for name in generated_members(swarm, kind):
         if name not in tables:
             agents.pop(name, None)
-            was = origin_of(known[name].spec)
-            removed[name] = RemovedAgent(after=after, forget=True, configured=name in configured, was=was)
+            removed[name] = RemovedAgent(after=after, forget=True, configured=name in configured)
     moved = {name: move for name, move in changes.moved.items() if name not in starts and name not in removed}
     return changes.after(f"scale {kind} to {len(tables)}", request, agents=agents, removed=removed, moved=moved)
 

@@ -104,7 +104,7 @@ class Removals:
     async def _finish(self, name: str, change: RemovedAgent) -> None:
         if await is_reported(self._bus, name, change.after):
             return  # by an earlier leader
-        if change.was:  # else it was external, and has no claims
+        if not change.external:  # else it has no claims
             with contextlib.suppress(WrongSequence):  # it is claimed all the same
                 await claim(self._bus, name, agent_id=new_agent_id(), claimed_by=WATCHDOG, sandbox="")
         await self._bus.kv_delete(self._bus.subjects.registry_bucket, name)

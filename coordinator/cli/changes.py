@@ -60,7 +60,7 @@ def add(
     from coordinator.control.changes import add as add_agent
 
     table = added_table(
-        kind=kind, class_=class_, command=command, listens=listens, publishes=publishes, sandbox=sandbox,
+        agent, kind=kind, class_=class_, command=command, listens=listens, publishes=publishes, sandbox=sandbox,
         weight=weight, options=option,
     )  # fmt: skip
     done = on_bus(find_target(nats, state_dir, swarm), lambda bus: add_agent(bus, agent, table))

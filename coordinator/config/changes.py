@@ -77,12 +77,14 @@ class AddedAgent:
 class RemovedAgent:
     """An agent that was removed after message `after`. `forget`: its state is deleted.
 
-    `configured`: swarm.toml has it. `was` is what its state belongs to (`origin_of`); nothing for an external agent.
+    `configured`: swarm.toml has it. `external`: no host ran it. `was` is what its state belongs to (`origin_of`), for
+    as long as there is one.
     """
 
     after: int
     forget: bool = False
     configured: bool = True
+    external: bool = False
     was: dict[str, Any] = field(default_factory=dict)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bus.errors import UsageError
+from coordinator.config.credential_check import check_no_credentials
 
 
 def added_table(
+    agent: str,
     *,
     kind: str | None = None,
     class_: str | None = None,
@@ -24,7 +26,8 @@ def added_table(
     """The table, with what is given; the watchdog checks its values.
 
     Raises:
-        UsageError: not exactly one of --kind, --class and --command is given, or an option is no KEY=VALUE.
+        UsageError: not exactly one of --kind, --class and --command is given, an option is no KEY=VALUE, or something
+            looks like a credential.
     """
     ways = {"--class": class_, "--kind": kind, "--command": command}
     given = [way for way, value in ways.items() if value is not None]
@@ -41,7 +44,9 @@ def added_table(
         "weight": weight,
         "options": dict(_option(text) for text in options) if options else None,
     }
-    return {key: value for key, value in values.items() if value is not None}
+    table = {key: value for key, value in values.items() if value is not None}
+    check_no_credentials(f"add {agent}", table)  # before it is sent anywhere
+    return table
 
 
 def _words(command: str) -> list[str]:

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
+from coordinator.config.credential_check import check_no_credentials
 from coordinator.control.changes import AddedToSwarm, ChangedSandbox, MovedAgent, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
@@ -148,6 +149,7 @@ async def _revive(swarm: ServedSwarm, arguments: AgentArguments, progress: Progr
 
 
 async def _add(swarm: ServedSwarm, arguments: AddArguments, progress: Progress) -> Answer[Any]:
+    check_no_credentials(f"agent_add {arguments.agent}", {"options": arguments.options})  # argv is no place for one
     words = ["add", arguments.agent]
     for option, value in (
         ("--kind", arguments.kind),

@@ -188,6 +188,10 @@ async def test_a_wrong_move_changes_nothing_and_a_program_that_ends_is_reported(
         assert works.code == 0, works.err
         assert works.json["cursor"] >= subscriber.claims["works"]
         assert {"ends", "works"} <= await agents_of(swarm)
+        kept = tmp_path / ".signalmesh" / "changes.json"
+        assert "exit 3" in kept.read_text()
+        assert (await swarm.command("remove", "ends", "--forget")).code == 0
+        await subscriber.until("it is in no copy", lambda: "exit 3" not in kept.read_text() or None)
 
         for name, warning in (
             ("coordinator", "no agent decides any more: there are no decisions"),
@@ -202,6 +206,7 @@ MISTAKES = {
     ("add", "new", "--class", "broken:Broken"): "importing broken failed: RuntimeError: on purpose",
     ("add", "new", "--class", "breakout:Brekout"): "has no class 'Brekout'",
     ("add", "new", "--kind", "momentum", "--option", "windo=3"): "unknown key",
+    ("add", "new", "--kind", "momentum", "--option", "api_key=1"): "--option api_key: looks like a secret by its name",
     ("add", "new", "--command", "no-such-program", "--listens", "market", "--publishes", "signal"): "no program",
     ("add", "new", "--kind", "momentum", "--sandbox", "pyton"): "no sandbox 'pyton' (did you mean 'python'?)",
     ("add", "research-2", "--kind", "sentiment"): "is in the swarm already",

@@ -126,7 +126,7 @@ async def test_a_later_leader_ends_what_is_left_and_repeats_nothing_that_is_done
 
 async def test_an_external_agent_has_no_claims():
     world = Removing()
-    removed = {"theirs": RemovedAgent(after=0)}
+    removed = {"theirs": RemovedAgent(after=0, external=True)}
     world.removals.begin(removed)
     await world.check()
     assert await last_claim(world.bus, "theirs") is None

@@ -10,13 +10,13 @@ from coordinator.control.added_table import added_table
 
 def test_the_table_has_what_is_given():
     options = ["rsi_period=9", "deep = true", "name=plain text", 'list=["a"]', "equation=x=y"]
-    assert added_table(kind="momentum", sandbox="base", weight=0.5, options=options) == {
+    assert added_table("new", kind="momentum", sandbox="base", weight=0.5, options=options) == {
         "kind": "momentum",
         "sandbox": "base",
         "weight": 0.5,
         "options": {"rsi_period": 9, "deep": True, "name": "plain text", "list": ["a"], "equation": "x=y"},
     }
-    assert added_table(command="./run 'two words'", listens=["market"], publishes=["signal"]) == {
+    assert added_table("new", command="./run 'two words'", listens=["market"], publishes=["signal"]) == {
         "command": ["./run", "two words"],
         "listens": ["market"],
         "publishes": ["signal"],
@@ -25,8 +25,8 @@ def test_the_table_has_what_is_given():
 
 def test_what_is_no_table_is_refused():
     with pytest.raises(UsageError, match="--class and --kind are given"):
-        added_table(kind="momentum", class_="a:B")
+        added_table("new", kind="momentum", class_="a:B")
     with pytest.raises(UsageError, match="expected KEY=VALUE"):
-        added_table(kind="momentum", options=["rsi_period"])
+        added_table("new", kind="momentum", options=["rsi_period"])
     with pytest.raises(UsageError, match=r"--command .*: No closing quotation"):
-        added_table(command="'a")
+        added_table("new", command="'a")

@@ -66,6 +66,7 @@ def test_the_schemas_of_a_tool_are_objects_whose_arguments_are_described(tool):
         ("agent_kill", {"agent": "--all"}, "agent_kill: argument agent: expected"),
         ("agent_add", {"agent": "new", "kind": "--all"}, "agent_add: argument kind: expected"),
         ("agent_add", {"agent": "new", "clas": "a:B"}, "agent_add: argument clas: unknown argument"),
+        ("agent_add", {"agent": "new", "kind": "x", "options": {"a_key": "x"}}, "agent_add new: --option a_key: looks"),
         ("swarm_scale", {"kind": "momentum", "count": -1}, "swarm_scale: argument count: expected"),
         ("sandbox_add", {"sandbox": "--provider"}, "sandbox_add: argument sandbox: expected"),
         ("swarm_up", {"port": 70000}, "swarm_up: argument port: expected"),
