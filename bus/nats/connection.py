@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import ParseResult, unquote
 
@@ -34,6 +36,7 @@ from bus.errors import (
 from bus.nats.certificates import tls_fault
 from bus.nats.client import FastClient
 from bus.nats.credentials import INBOXES, Credentials, credentials_from, public_key_of
+from bus.nats.key_files import INCARNATIONS, KEYS_VARIABLE, owner_of
 from bus.nats.tls_faults import CLIENT_CERTIFICATE, NO_TLS
 from bus.nats.urls import check_url, is_loopback, is_websocket, redacted_url, urls_of
 from bus.nats.wire_parser import OnDirect
@@ -65,9 +68,13 @@ LOG_AFTER_S = 5.0
 
 
 NOBODY = "a client without a key"
+OPERATORS = ("operator", "operator-")
+"""How the names of key files of operators begin."""
+ALLOW = "allow it in the server's configuration"
+OTHER_KEY = "a command expects an operator's key, such as DIR/keys/operator.nk of the state directory DIR"
 WITHOUT_KEY = (
     "if that is a swarm with keys, name its state directory (--state-dir DIR), or its operator's key before the "
-    "command (signalmesh --nats-nkey DIR/keys/operator.nk ...); else allow it in the server's configuration"
+    "command (signalmesh --nats-nkey DIR/keys/operator.nk ...); else " + ALLOW
 )
 log = structlog.get_logger("signalmesh.bus")
 
@@ -80,6 +87,7 @@ class Denial:
     subject: str
     server: str
     account: str
+    remedy: str = ALLOW
     awaited: bool = False
     """Whether a request waited for an answer, which it got: the denial is its error."""
 
@@ -97,11 +105,24 @@ def describe_denials(denials: Sequence[Denial]) -> str:
             subjects[MAX_NAMED:] = [f"{len(subjects) - MAX_NAMED} more subjects"]
         if subjects:
             parts.append(f"{operation} to {', '.join(subjects)}")
-    remedy = WITHOUT_KEY if denials[0].account == NOBODY else "allow it in the server's configuration"
     return (
         f"permission denied: the NATS server at {denials[0].server} does not let {denials[0].account} "
-        f"{' or '.join(parts)}; {remedy}"
+        f"{' or '.join(parts)}; {denials[0].remedy}"
     )
+
+
+def describe_key(credentials: Credentials) -> tuple[str, str]:
+    """Whose key the file of these credentials has, by the key files that this process knows, and what to do if the
+    server denies something to it.
+    """
+    file, public_key = Path(credentials.nkey_file), public_key_of(credentials.nkey_seed)
+    directories = {file.parent, Path(os.environ.get(KEYS_VARIABLE) or file.parent)}
+    owner = next(filter(None, (owner_of(public_key, directory, file) for directory in directories)), "")
+    account = f"the key in {file}, which is that of {owner}," if owner else f"the key {public_key} in {file}"
+    if owner and file.with_name(INCARNATIONS).is_dir():
+        return account, f"expected there the key of {file.stem}: `signalmesh keys rotate {file.stem}` makes one"
+    name = owner or file.stem
+    return account, ALLOW if name == OPERATORS[0] or name.startswith(OPERATORS[1]) else f"{OTHER_KEY}; else {ALLOW}"
 
 
 def too_large(subject: str, size: int, limit: int) -> Refused:
@@ -216,6 +237,8 @@ class Connection:
         self._expected = 0
         """Watchers that expect denials."""
         self._denied: set[Denial] = set()
+        self._whose: tuple[str, str] | None = None
+        """Of the key, once it was looked up: what `_account` returns."""
 
     @property
     def api(self) -> str:
@@ -342,15 +365,13 @@ class Connection:
 
     def _on_denial(self, operation: str, subject: str) -> None:
         """The server does not let this user publish or subscribe to `subject`."""
-        server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
-        known = server is not None and server.uri.password is not None  # else the name is a token
-        user = unquote(server.uri.username or "") if server is not None and known else ""
-        named = self._credentials.creds or self._credentials.nkey_seed or (server and server.uri.username)
+        account, remedy = self._account()
         denial = Denial(
             operation="publish" if operation == "publish" else "subscribe",
             subject=RANDOM_TOKEN.sub("*", subject),
             server=redacted_url(self.url),
-            account=f"user {user!r}" if user else "this user" if named else NOBODY,
+            account=account,
+            remedy=remedy,
         )
         if denial.operation == "publish" and self.answer_denied is not None:
             denial = replace(denial, awaited=self.answer_denied(subject, denial.problem))
@@ -359,6 +380,19 @@ class Connection:
             log.warning("permission_denied", problem=denial.problem, connection=self.name)
         for on_denied in list(self._on_denied):
             on_denied(denial)
+
+    def _account(self) -> tuple[str, str]:
+        """Whom the server takes this process for, and what to do if it denies something to it."""
+        server = self.client._current_server  # noqa: SLF001 - the client has no public name for it
+        if server is not None and server.uri.password is not None:  # else the name is a token
+            return f"user {unquote(server.uri.username or '')!r}", ALLOW
+        if self._credentials.nkey_file:
+            if self._whose is None:
+                self._whose = describe_key(self._credentials)
+            return self._whose
+        if self._credentials.creds or self._credentials.nkey_seed or (server and server.uri.username):
+            return "this user", ALLOW
+        return NOBODY, WITHOUT_KEY
 
     async def _on_disconnected(self) -> None:
         self._ready.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +23,17 @@ __all__ = [
     "CREDS_VARIABLE",
     "FIRST_VARIABLE",
     "INBOXES",
+    "OTHERS",
     "SEED_VARIABLE",
     "SERVICES",
     "Credentials",
     "answers_of",
+    "check_private",
     "credentials_from",
     "credentials_of",
     "inbox_of",
     "public_key_of",
+    "read_private",
 ]
 
 CREDS_VARIABLE = "SIGNALMESH_NATS_CREDS"
@@ -42,6 +46,11 @@ JETSTREAM_API = "$JS.API"
 INBOXES = "_INBOX."
 SERVICES = "services"
 """Below a user's inboxes: where every agent may answer, as the discovery of services asks all of them at once."""
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+"""Bits of a mode by which others than its owner may use a file."""
+MAX_FILE_BYTES = 64 << 10
+SECRET = (CREDS_VARIABLE, SEED_VARIABLE)
+NEW_KEY = "have it replaced (`signalmesh keys rotate`)"
 OPTIONS = {
     CREDS_VARIABLE: "--nats-creds",
     SEED_VARIABLE: "--nats-nkey",
@@ -55,16 +64,18 @@ OPTIONS = {
 class Credentials:
     """The contents of files, not their names; the secret ones are not in its `repr`.
 
-    `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `ca` certificates (PEM) that are
-    trusted instead of the system's, read from `ca_file`: with them no connection to another machine is made without
-    TLS. `certificate` names the files of a client's certificate and its key, for OpenSSL reads only files. `tls_first`:
-    the client starts TLS first, as a server with `handshake_first` and proxies in front of port 443 expect. `api` is
-    the prefix of subjects at which JetStream's API is requested: an agent of a swarm with keys requests it of its host
-    (agents/host/api_gateway.py), which is named `api_host`.
+    `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `nkey_file` the file that it was
+    read from, if any, for errors. `ca` are certificates (PEM) that are trusted instead of the system's, read from
+    `ca_file`: with them no connection to another machine is made without TLS. `certificate` names the files of a
+    client's certificate and its key, for OpenSSL reads only files. `tls_first`: the client starts TLS first, as a
+    server with `handshake_first` and proxies in front of port 443 expect. `api` is the prefix of subjects at which
+    JetStream's API is requested: an agent of a swarm with keys requests it of its host (agents/host/api_gateway.py),
+    which is named `api_host`.
     """
 
     creds: str = field(default="", repr=False)
     nkey_seed: str = field(default="", repr=False)
+    nkey_file: str = ""
     ca: str = ""
     ca_file: str = ""
     certificate: tuple[str, str] | None = None
@@ -127,6 +138,42 @@ class Credentials:
             ) from None
 
 
+def read_private(file: Path, name: str, replacement: str) -> str:
+    """The text of a file that its owner alone may read. Errors begin with `name`; `replacement` is what to do if
+    somebody else may have read it.
+
+    Raises:
+        UsageError: it is missing, no file, no text, of another user, or readable by others.
+    """
+    try:
+        # Not blocking, because a pipe without a writer would hang.
+        with open(file, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+            about = os.fstat(opened.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise UsageError(f"{name}: expected a file, not a pipe or a device")
+            text = opened.read(MAX_FILE_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"{name}: cannot be read: {reason}; expected a file of the user who runs this") from None
+    check_private(about, name, replacement)
+    return text
+
+
+def check_private(about: os.stat_result, name: str, replacement: str) -> None:
+    """Refuse a file of another user, or one that others may read or write; the arguments are those of `read_private`.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if about.st_uid not in (os.geteuid(), 0):
+        raise UsageError(f"{name}: belongs to another user (uid {about.st_uid}); expected this one: chown it")
+    if about.st_mode & OTHERS:
+        raise UsageError(
+            f"{name}: others may read or write it (mode {stat.S_IMODE(about.st_mode):04o}): chmod 600 it; if somebody "
+            f"may have read it, {replacement}"
+        )
+
+
 def public_key_of(seed: str) -> str:
     """The public key (U…) of a user's nkey seed.
 
@@ -162,30 +209,21 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
     """The contents of the files named in the environment.
 
     Raises:
-        UsageError: a file cannot be read, or has other content.
+        UsageError: a file cannot be read, has other content, or has a secret and may be read by others.
     """
     environ = os.environ if environ is None else environ
 
-    def content(variable: str, marker: str) -> str:
-        name = environ.get(variable)
-        if not name:
-            return ""
-        try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): cannot be read: {error}") from None
-        if marker not in text:
-            raise UsageError(f"{OPTIONS[variable]} {name} ({variable}): expected a file with {marker!r} in it")
-        return text.strip() if variable == SEED_VARIABLE else text
-
-    creds, seed = content(CREDS_VARIABLE, "BEGIN NATS USER JWT"), content(SEED_VARIABLE, "SU")
+    creds, seed = (
+        _content(environ, CREDS_VARIABLE, "BEGIN NATS USER JWT"),
+        _content(environ, SEED_VARIABLE, "SU").strip(),
+    )
     if seed:
         try:
             public_key_of(seed)
         except ValueError as error:
-            file = f"{OPTIONS[SEED_VARIABLE]} {environ[SEED_VARIABLE]} ({SEED_VARIABLE})"
             raise UsageError(
-                f"{file}: expected a user's nkey seed, 58 characters that begin with SU, not {error}"
+                f"{_named(environ, SEED_VARIABLE)}: expected a user's nkey seed, 58 characters that begin with SU, "
+                f"not {error}"
             ) from None
     if creds and seed:
         raise UsageError(f"--nats-creds ({CREDS_VARIABLE}) and --nats-nkey ({SEED_VARIABLE}): expected one of them")
@@ -194,14 +232,35 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
         raise UsageError(
             f"--nats-cert ({CERTIFICATE_VARIABLE}) and --nats-cert-key ({CERTIFICATE_KEY_VARIABLE}): expected both"
         )
+    if key:
+        read_private(Path(key), _named(environ, CERTIFICATE_KEY_VARIABLE), "use another key and certificate")
     return Credentials(
         creds=creds,
         nkey_seed=seed,
-        ca=content(CA_VARIABLE, "BEGIN CERTIFICATE"),
+        nkey_file=environ[SEED_VARIABLE] if seed else "",
+        ca=_content(environ, CA_VARIABLE, "BEGIN CERTIFICATE"),
         ca_file=environ.get(CA_VARIABLE, ""),
         certificate=(certificate, key) if certificate else None,
         tls_first=environ.get(FIRST_VARIABLE, "").lower() in ("1", "true", "yes"),
     )
+
+
+def _named(environ: Mapping[str, str], variable: str) -> str:
+    return f"{OPTIONS[variable]} {environ[variable]} ({variable})"
+
+
+def _content(environ: Mapping[str, str], variable: str, marker: str) -> str:
+    """The text of the file that `variable` names, which has `marker` in it; empty if there is none."""
+    if not (file := environ.get(variable)):
+        return ""
+    name = _named(environ, variable)
+    try:
+        text = read_private(Path(file), name, NEW_KEY) if variable in SECRET else Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}: cannot be read: {error}") from None
+    if marker not in text:
+        raise UsageError(f"{name}: expected a file with {marker!r} in it")
+    return text
 
 
 def credentials_of(seed: str) -> Credentials:

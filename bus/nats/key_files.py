@@ -11,21 +11,20 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import stat
 from pathlib import Path
 
 from bus.errors import UsageError
-from bus.nats.credentials import public_key_of
+from bus.nats.credentials import public_key_of, read_private
 
 __all__ = [
     "INCARNATIONS",
     "KEYS_VARIABLE",
     "KEY_SUFFIX",
-    "OTHERS",
     "agent_files",
     "agent_key_file",
     "forget_seed",
     "new_seed",
+    "owner_of",
     "prepare",
     "prepared_file",
     "public_key_taken",
@@ -43,14 +42,11 @@ __all__ = [
 KEYS_VARIABLE = "SIGNALMESH_KEYS"
 """The directory with the keys of a swarm's processes; the watchdog reads those of the agents there."""
 KEY_SUFFIX = ".nk"
-MAX_FILE_BYTES = 1024
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
 INCARNATIONS = "agents"
 """Their directory in that of a swarm's keys."""
 PUBLIC_SUFFIX = ".pub"
 _TAKEN = re.compile(rf"(?P<agent>[^.]+)\.(?P<epoch>\d+)(?:{re.escape(KEY_SUFFIX)}|{re.escape(PUBLIC_SUFFIX)})")
 _PUBLIC_KEY = re.compile(r"U[A-Z2-7]{55}")
-"""Bits of a mode by which others than its owner may use a file."""
 
 
 def agent_key_file(directory: Path, agent: str) -> Path:
@@ -97,29 +93,14 @@ def read_seed(file: Path) -> str:
     Raises:
         UsageError: it is missing, empty, of other content, of another user, or readable by others.
     """
-    try:
-        with file.open() as opened:
-            about = os.fstat(opened.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise UsageError(f"key {file}: expected a file; remove it, and `signalmesh up` makes one")
-            text = opened.read(MAX_FILE_BYTES + 1).strip()
-    except FileNotFoundError:
-        if file.is_symlink():
+    with contextlib.suppress(OSError):  # its directory cannot be read, which is said below
+        if file.is_symlink() and not file.exists():
             raise UsageError(
                 f"key {file}: a link to a file that does not exist; remove it, and `signalmesh up` makes a key"
-            ) from None
-        raise UsageError(f"key {file}: there is no such file; `signalmesh up` makes it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"key {file}: cannot be read: {reason}; expected a file of the user who runs this") from None
-    if about.st_uid not in (os.geteuid(), 0):
-        raise UsageError(f"key {file}: belongs to another user (uid {about.st_uid}); expected this one: chown it")
-    if about.st_mode & OTHERS:
-        mode = stat.S_IMODE(about.st_mode)
-        raise UsageError(
-            f"key {file}: others may read or write it (mode {mode:04o}): chmod 600 it; if somebody may have read "
-            "it, remove it instead, and `signalmesh up` makes another"
-        )
+            )
+        if not file.exists():
+            raise UsageError(f"key {file}: there is no such file; `signalmesh up` makes it")
+    text = read_private(file, f"key {file}", "remove it instead, and `signalmesh up` makes another").strip()
     try:
         public_key_of(text)
     except ValueError as error:
@@ -129,6 +110,18 @@ def read_seed(file: Path) -> str:
             "it, and `signalmesh up` makes another"
         ) from None
     return text
+
+
+def owner_of(public_key: str, directory: Path, besides: Path) -> str:
+    """Whose key it is by the key files of this directory without the file `besides`; empty: nobody's."""
+    files = [(file.stem, file) for file in directory.glob(f"[!.]*{KEY_SUFFIX}")]
+    agents = (directory / INCARNATIONS).glob("[!.]*")
+    files += [(f"agent-{file.name.partition('.')[0]}", file) for file in agents]
+    for identity, file in files:
+        with contextlib.suppress(UsageError, OSError):
+            if not file.samefile(besides) and read_public(file) == public_key:
+                return identity
+    return ""
 
 
 # -- keys of single incarnations

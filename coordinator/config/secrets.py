@@ -312,6 +312,7 @@ def _check_creds(text: str) -> None:
 def _file_in_memory(name: str, text: str) -> str:
     """The name of a file with `text`, which processes of this user can open while this process runs."""
     descriptor = os.memfd_create(name)
+    os.fchmod(descriptor, 0o600)  # its own would be 0777, and key files of others are refused
     with os.fdopen(os.dup(descriptor), "w") as file:
         file.write(text)
     return f"/proc/{os.getpid()}/fd/{descriptor}"

@@ -273,6 +273,7 @@ class ServedKeys:
         found = self.store.public_keys(name for name in granted if name not in self._fixed)
         found |= {name: self._public[name] for name in self._fixed}
         self.store.check_distinct(found)
+        self._check_no_agents(found)
         now = time.monotonic()
         replaced = {name for name, key in self._public.items() if name in found and found[name] != key}
         revoked = frozenset(self._public.keys() - found.keys())
@@ -282,6 +283,16 @@ class ServedKeys:
         self._granted, self._public = granted, found
         hosts = frozenset(name for name in added | revoked if name.startswith("sandbox-"))
         return KeyChanges(new=frozenset(replaced | added), revoked=revoked, hosts=hosts)
+
+    def _check_no_agents(self, public: Mapping[str, str]) -> None:
+        """Refuse public keys that incarnations of agents have or had: the server would take none of its users."""
+        for name, key in public.items():
+            agent = None if self.incarnations is None else self.incarnations.owner(key)[0]
+            if agent is not None:
+                raise UsageError(
+                    f"key {self.store.file(name)}: it is that of {agent}, expected another one; "
+                    f"`signalmesh keys rotate {name}` makes one"
+                )
 
     def _found(self) -> list[str]:
         """The identities that have keys without being in the configuration."""
@@ -410,9 +421,11 @@ def use_operator_key(state_dir: Path, authentication: Authentication) -> None:
     Raises:
         UsageError: the key cannot be used.
     """
-    if authentication == "open" or os.environ.get(SEED_VARIABLE) or os.environ.get(CREDS_VARIABLE):
+    if authentication == "open":
         return
     store = KeyStore(state_dir)
+    os.environ.setdefault(KEYS_VARIABLE, str(store.directory))  # errors name whose key it is
+    if os.environ.get(SEED_VARIABLE) or os.environ.get(CREDS_VARIABLE):
+        return
     store.seed(OPERATOR)
     os.environ[SEED_VARIABLE] = str(store.file(OPERATOR))
-    os.environ[KEYS_VARIABLE] = str(store.directory)

@@ -13,7 +13,6 @@ import re
 import secrets
 import shlex
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -26,8 +25,9 @@ from bus.nats.credentials import (
     CA_VARIABLE,
     CERTIFICATE_KEY_VARIABLE,
     CERTIFICATE_VARIABLE,
+    check_private,
 )
-from bus.nats.key_files import OTHERS, write_private
+from bus.nats.key_files import write_private
 from bus.nats.urls import is_loopback, redacted_url, urls_of
 from bus.server.config import tls_block
 from coordinator.config.settings import SwarmConfig
@@ -172,7 +172,11 @@ class TlsFiles:
         """
         self.info(name)
         certificate, key = self.certificate(name), self.key(name)
-        _check_private(key, self._remedy(name))
+        try:
+            about = key.stat()
+        except OSError as error:
+            raise UsageError(f"key {key}: cannot be read: {error.strerror}{self._remedy(name)}") from None
+        check_private(about, f"key {key}", self._remedy(name).removeprefix("; "))
         issued = self._read(name)
         try:
             together = belongs(issued)
@@ -293,19 +297,6 @@ def _content(file: Path) -> bytes:
         raise UsageError(
             f"{file}: cannot be read: {error.strerror}; expected a file of the user who runs this"
         ) from None
-
-
-def _check_private(file: Path, remedy: str) -> None:
-    try:
-        about = file.stat()
-    except OSError as error:
-        raise UsageError(f"key {file}: cannot be read: {error.strerror}{remedy}") from None
-    if about.st_mode & OTHERS:
-        mode = stat.S_IMODE(about.st_mode)
-        raise UsageError(
-            f"key {file}: others may read or write it (mode {mode:04o}): chmod 600 it, if nobody can have read it"
-            f"{remedy}"
-        )
 
 
 def serve_tls(

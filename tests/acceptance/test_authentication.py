@@ -192,6 +192,30 @@ async def test_a_key_of_another_swarm_is_not_admitted(tmp_path: Path):
         assert status.code == 3, status
         assert "does not take these credentials" in status.err
         assert "is of another swarm, or was replaced or revoked" in status.err
+        (tmp_path / "foreign.nk").chmod(0o644)
+        status = await swarm.command("--nats-nkey", "foreign.nk", "status")
+        assert (status.code, "foreign.nk (SIGNALMESH_NATS_NKEY): others may read" in status.err) == (2, True), status
+
+        prepared = keys_of(swarm).incarnations / "strategy-momentum.next.nk"
+        await subscriber.until("a prepared key", prepared.exists)
+        write_seed(tmp_path / "agent.nk", read_seed(prepared))
+        status = await swarm.command("--nats-nkey", "agent.nk", "status")
+        assert status.code == 2, status
+        assert f"does not let the key in {tmp_path}/agent.nk, which is that of agent-strategy-momentum, " in status.err
+        assert "a command expects an operator's key, such as DIR/keys/operator.nk" in status.err
+        write_seed(operator := keys_of(swarm).file("operator"), read_seed(prepared))
+        status = await swarm.command("status")
+        assert status.code == 2, status
+        assert f"does not let the key in {operator}, which is that of agent-strategy-momentum, " in status.err
+        assert "expected there the key of operator: `signalmesh keys rotate operator` makes one" in status.err
+        await subscriber.until(
+            "an alert", lambda: [alert for alert in subscriber.alerts if alert["code"] == "key_unusable"]
+        )
+        rotated = await swarm.command("keys", "rotate", "operator")
+        assert rotated.code == 0, rotated
+        async with asyncio.timeout(60):
+            while (status := await swarm.command("status")).code != 0:
+                assert status.code == 3, status  # until the server has read it
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import nkeys
 import psutil
 import pytest
 
+from bus.nats.key_files import write_seed
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from tests.acceptance.swarm import GUARD_S
@@ -103,7 +104,7 @@ async def test_neither_key_nor_nkey_seed_stand_where_others_can_read(tmp_path, e
             while not list((tmp_path / "nats" / "ports").iterdir()):
                 await asyncio.sleep(0.05)
         file = tmp_path / "far.nk"
-        file.write_text(seed)
+        write_seed(file, seed)
         async with RemoteSwarm(tmp_path / "swarm", e2b_standin) as swarm:
             swarm.environment["SIGNALMESH_NATS_NKEY"] = str(file)
             there = await swarm.started(url, "--nats", url)

@@ -27,6 +27,7 @@ import trustme
 from bus.errors import BusUnreachable, TlsFault, UsageError
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, credentials_from
+from bus.nats.key_files import write_private
 from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
@@ -147,9 +148,10 @@ async def test_a_creds_file_is_a_jwt_and_a_seed(tmp_path):
         f"operator: {signed({'type': 'operator', 'version': 2}, operator, operator)}\n"
         f"resolver_preload: {{ {account.public_key.decode()}: {known} }}\n"
     )
-    (tmp_path / "far.creds").write_text(
+    write_private(
+        tmp_path / "far.creds",
         f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
-        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n",
     )
     server.start()
     try:
@@ -287,10 +289,10 @@ async def test_a_handshake_that_is_abandoned_is_not_waited_for():
 
 def test_files_are_named_by_the_environment_and_mistakes_by_option(tmp_path):
     seed, _ = new_seed()
-    (tmp_path / "seed").write_text(seed + "\n")
+    write_private(tmp_path / "seed", seed + "\n")
     assert credentials_from({"SIGNALMESH_NATS_NKEY": str(tmp_path / "seed")}).nkey_seed == seed
     assert credentials_from({}) == Credentials()
-    (tmp_path / "other").write_text("nothing of the kind")
+    write_private(tmp_path / "other", "nothing of the kind")
     for variable, option in (
         ("SIGNALMESH_NATS_CREDS", "--nats-creds"),
         ("SIGNALMESH_NATS_NKEY", "--nats-nkey"),
@@ -307,7 +309,7 @@ def test_a_command_reaches_a_server_by_the_files_that_its_options_name(tmp_path)
     server.configure()
     server.start()
     try:
-        (tmp_path / "seed").write_text(server.seed)
+        write_private(tmp_path / "seed", server.seed)
         AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         done = subprocess.run(
             python_command("--nats-nkey", "seed", "--nats-ca", "ca.pem", "status", "--nats", server.url("tls")),

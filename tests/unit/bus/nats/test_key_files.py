@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import stat
 from pathlib import Path
 
@@ -69,5 +71,33 @@ def test_a_client_with_a_seed_has_inboxes_of_its_own(tmp_path):
 def test_a_named_file_with_another_seed_is_refused(tmp_path):
     file = tmp_path / "x.nk"
     file.write_text("SUNSHINE")
+    file.chmod(0o600)
     with pytest.raises(UsageError, match=r"--nats-nkey .*x\.nk .*58 characters that begin with SU, not other text"):
         credentials_from({"SIGNALMESH_NATS_NKEY": str(file)})
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620])
+@pytest.mark.parametrize(
+    ("option", "variable"),
+    [
+        ("--nats-nkey", "SIGNALMESH_NATS_NKEY"),
+        ("--nats-creds", "SIGNALMESH_NATS_CREDS"),
+        ("--nats-cert-key", "SIGNALMESH_NATS_CERT_KEY"),
+    ],
+)
+def test_a_named_file_with_a_secret_that_others_may_use_is_refused(tmp_path, option: str, variable: str, mode: int):
+    file = tmp_path / "x"
+    file.write_text(f"-----BEGIN NATS USER JWT-----\n{new_seed()}" if variable.endswith("CREDS") else new_seed())
+    environment = {variable: str(file), "SIGNALMESH_NATS_CERT": "c.pem" if "CERT" in variable else ""}
+    file.chmod(0o600)
+    credentials_from(environment)
+    file.chmod(mode)
+    named = re.escape(f"{option} {file} ({variable}): others may read or write it (mode {mode:04o}): chmod 600 it; ")
+    with pytest.raises(UsageError, match=named):
+        credentials_from(environment)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match=r"--nats-nkey .*: expected a file, not a pipe"):
+        credentials_from({"SIGNALMESH_NATS_NKEY": str(tmp_path / "pipe")})
