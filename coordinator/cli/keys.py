@@ -33,7 +33,10 @@ def keys(
     action: Annotated[Action, typer.Argument(help="What to do.")],
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Identities, such as agent-research-1; default: all."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Identities, such as agent-research-1, or names, such as research-1; default: all.",
+        ),
     ] = None,
     role: Annotated[
         Literal["voter", "subscriber", "operator"] | None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +42,8 @@ USED_BY = {
     PROVIDER: "the provider of sandboxes at E2B",
 }
 """Role -> what has the key."""
+MAX_NEAR = 3
+"""Names that an error offers in place of one that there is not."""
 SECOND_OPERATOR = "a second operator: signalmesh --nats-nkey FILE"
 
 
@@ -163,16 +166,21 @@ def _files(state_dir: Path, names: Sequence[str]) -> dict[str, Path]:
     return {identity: known[identity] for identity in dict.fromkeys(found)}
 
 
-def _identity(name: str, known: Iterable[str], directory: Path) -> str:
-    """The identity that is called this, or the only added one whose name it is."""
+def _identity(name: str, known: Sequence[str], directory: Path) -> str:
+    """The identity that is called this, or the only one of a role with this name, such as `agent-NAME`."""
     if name in known:
         return name
-    meant = [identity for identity in known if _is_added(identity) and identity.partition("-")[2] == name]
+    plain: dict[str, list[str]] = {}
+    for identity in known:
+        plain.setdefault(identity.partition("-")[2], []).append(identity)
+    meant = plain.get(name, [])
     if len(meant) == 1:
         return meant[0]
     if meant:
         raise UsageError(f"keys: {name}: there are several such keys: {', '.join(meant)}; name one of them")
-    raise UsageError(f"keys: {name}: there is no such key in {directory}; it has: {', '.join(known)}")
+    near = difflib.get_close_matches(name, [*known, *filter(None, plain)], n=MAX_NEAR)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {', '.join(known)}"
+    raise UsageError(f"keys: {name}: there is no such key in {directory}; {hint}")
 
 
 def _is_added(identity: str) -> bool:

@@ -54,6 +54,27 @@ def test_an_unknown_name_and_an_empty_directory_are_refused(tmp_path):
     KeyStore(tmp_path).ensure("up")
     with pytest.raises(UsageError, match=r"keys: mirrow: there is no such key in .*; it has: up"):
         rotate_keys(tmp_path, ["mirrow"])
+    init_keys(SWARM, tmp_path)
+    for name, near in (("mirrow", "mirror"), ("agent-d", "agent-c"), ("thiers", "theirs"), ("pyton", "python")):
+        with pytest.raises(
+            UsageError, match=rf"keys: {name}: there is no such key in .*; did you mean {near}( or .*)?\?"
+        ):
+            rotate_keys(tmp_path, [name])
+
+
+def test_every_verb_takes_the_name_without_its_role(tmp_path):
+    init_keys(SWARM, tmp_path)
+    for name, identity in (("c", "agent-c"), ("theirs", "voter-theirs"), ("base", "sandbox-base"), ("up", "up")):
+        assert [key.identity for key in list_keys(tmp_path, [name]).keys] == [identity]
+        [before] = list_keys(tmp_path, [identity]).keys
+        [after] = rotate_keys(tmp_path, [name]).keys
+        assert (after.identity, after.public_key != before.public_key) == (identity, True)
+    add_key(SWARM, tmp_path, "base", "subscriber")
+    for verb in (list_keys, rotate_keys, revoke_keys):
+        with pytest.raises(
+            UsageError, match="keys: base: there are several such keys: sandbox-base, subscriber-base; name"
+        ):
+            verb(tmp_path, ["base"])
 
 
 def test_init_makes_what_is_missing_once(tmp_path):
@@ -104,8 +125,10 @@ def test_a_name_that_cannot_be_added_is_refused(tmp_path, name, role, problem):
 def test_keys_of_the_swarms_processes_are_not_revoked(tmp_path):
     init_keys(SWARM, tmp_path)
     add_key(SWARM, tmp_path, "acme", "subscriber")
-    for name in ("mirror", "operator", "agent-c"):
-        with pytest.raises(UsageError, match=f"keys revoke: {name}: the swarm itself needs this key; .*keys rotate"):
+    for name, identity in (("mirror", "mirror"), ("operator", "operator"), ("c", "agent-c")):
+        with pytest.raises(
+            UsageError, match=f"keys revoke: {identity}: the swarm itself needs this key; .*keys rotate"
+        ):
             revoke_keys(tmp_path, ["acme", name])
     assert KeyStore(tmp_path).file("subscriber-acme").exists(), "all or none"
 
