@@ -133,6 +133,8 @@ class Subjects:
         self.ns = check_name(ns, "swarm")
         self.stream = f"{ns}_events"
         self.write_prefix = f"in.{ns}."
+        self.probe = f"in.{ns}.probe"
+        """Where it is tried whether the server maps the write side; nothing is stored under it."""
         self.restore_prefix = f"restore.{ns}."
         """The write prefix of a stream that is being restored."""
         self.state_bucket = f"{ns}_state"

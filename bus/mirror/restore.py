@@ -31,6 +31,7 @@ from bus.mirror.schema import MirrorGap, StreamIncarnation
 from bus.mirror.sequenced_publisher import SequencedPublisher
 from bus.mirror.writer import COMPLETE, MirrorStore
 from bus.nats.bus import NatsBus
+from bus.nats.permissions import is_guarded
 from bus.nats.streams import MEMORY_TTL_S, StreamLimits, expected_streams
 
 MAX_PLACEHOLDERS = 1_000_000
@@ -94,14 +95,23 @@ async def restore_lost(bus: NatsBus, store: MirrorStore, limits: StreamLimits, w
         BusError: the server refused, or disconnected; the next call starts from scratch.
     """
     with MirrorFile(store.path) as file:
-        return await _Restore(bus, store, file, limits, writer).run()
+        configs = expected_streams(bus, limits, is_guarded=await is_guarded(bus))
+        return await _Restore(bus, store, file, limits, configs, writer).run()
 
 
 class _Restore:
-    def __init__(self, bus: NatsBus, store: MirrorStore, file: MirrorFile, limits: StreamLimits, writer: str) -> None:
+    def __init__(
+        self,
+        bus: NatsBus,
+        store: MirrorStore,
+        file: MirrorFile,
+        limits: StreamLimits,
+        configs: list[dict[str, Any]],
+        writer: str,
+    ) -> None:
         self._bus, self._store, self._file, self._limits, self._writer = bus, store, file, limits, writer
         self._prefix = bus.subjects.restore_prefix
-        self._configs = {config["name"]: config for config in expected_streams(bus, limits)}
+        self._configs = {config["name"]: config for config in configs}
         self._events = bus.subjects.stream
         self._result = RestoreResult(stream=self._events)
         self._last_of: dict[str, int] = {}

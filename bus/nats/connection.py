@@ -33,6 +33,7 @@ from bus.errors import (
     Refused,
     UsageError,
 )
+from bus.messages.guard import without_guard
 from bus.nats.certificates import tls_fault
 from bus.nats.client import FastClient
 from bus.nats.credentials import INBOXES, Credentials, credentials_from, public_key_of
@@ -345,7 +346,8 @@ class Connection:
             self._last_error = text
         log.debug("nats_error", error=text, connection=self.name)
         if (denied := DENIED.search(text)) is not None:
-            self._on_denial(denied["operation"].lower(), denied["subject"])
+            operation, subject = denied["operation"].lower(), denied["subject"]
+            self._on_denial(operation, without_guard(subject) if operation == "publish" else subject)
         if self.generation and NOT_ADMITTED.search(text) and self.on_refused is not None:
             self.on_refused()
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from bus.messages.guard import guarded
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.nats.connection import Connection, Denial
 
-__all__ = ["find_allowed", "find_denied"]
+__all__ = ["find_allowed", "find_denied", "is_guarded"]
 
 NO_STREAM = {"Nats-Expected-Stream": "signalmesh_permission_check"}
 """No stream of that name stores anything."""
@@ -69,6 +70,28 @@ async def find_allowed(bus: NatsBus, published: Iterable[str], subscribed: Itera
         *(f"publish to {subject}" for subject in published if ("publish", subject) not in found),
         *(f"subscribe to {subject}" for subject in subscribed if ("subscribe", subject) not in found),
     ]
+
+
+async def is_guarded(bus: NatsBus) -> bool:
+    """Whether the server maps what streams take (bus/messages/guard.py), found by a message that no stream stores.
+
+    Raises:
+        Disconnected: the connection is down. BusTimeout: the server does not answer.
+    """
+    received: list[str] = []
+
+    def on_received(subject: str, _: str, __: bytes, ___: bytes) -> None:
+        received.append(subject)
+
+    end = bus.connection.watch_denials(lambda _: None, expected=True)
+    try:
+        subscription = await bus.connection.subscribe_directly(guarded(bus.subjects.probe), on_received)
+        bus.connection.write(bus.subjects.probe, b"", headers=NO_STREAM)
+        await bus.flush()
+        await subscription.unsubscribe()
+    finally:
+        end()
+    return bool(received)
 
 
 def _published(bus: NatsBus, agents: Iterable[str], writer: str) -> Iterable[tuple[str, Mapping[str, str]]]:

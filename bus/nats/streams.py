@@ -10,8 +10,10 @@ from typing import Any
 
 from bus.errors import LimitReached, NoResponders, Refused, UsageError
 from bus.messages import MAX_PAYLOAD_BYTES
+from bus.messages.guard import guarded, without_guard
 from bus.nats.bus import NatsBus
 from bus.nats.jetstream import NANOSECOND, STREAM_NOT_FOUND
+from bus.nats.permissions import is_guarded
 
 MINIMUM_VERSION = (2, 12)
 """First nats-server with all used features: message TTLs, and transforms together with republish."""
@@ -20,6 +22,8 @@ DUPLICATE_WINDOW_S = 120
 """How long a duplicate is detected by its id; at most the maximum age, as the server refuses more."""
 LIMITS = ("max_age", "max_bytes", "duplicate_window", "num_replicas", "max_consumers", "metadata", "description")
 """Settings that `up` updates. All others must be as this version creates them: the guarantees rest on them."""
+GUARDED = ("subjects", "subject_transform")
+"""Settings that follow whether the server has the mapping of bus/messages/guard.py."""
 EDITS = {
     "discard": "--discard={}",
     "max_msgs": "--max-msgs={}",
@@ -96,14 +100,15 @@ class StreamLimits:
 
 
 def expected_streams(
-    bus: NatsBus, settings: StreamLimits, found: Mapping[str, Any] | None = None
+    bus: NatsBus, settings: StreamLimits, found: Mapping[str, Any] | None = None, *, is_guarded: bool
 ) -> list[dict[str, Any]]:
     """Configurations, in the form of JetStream's API, of the streams and buckets that this version creates.
 
-    `found` is that of the events' stream, if it exists.
+    `found` is that of the events' stream, if it exists. `is_guarded`: the server maps (bus/messages/guard.py).
     """
     subjects = bus.subjects
-    write, read = f"in.{subjects.ns}.>", f"{subjects.ns}.>"
+    read = f"{subjects.ns}.>"
+    write = guarded(f"in.{read}") if is_guarded else f"in.{read}"
     common = {
         "storage": "file",
         "num_replicas": settings.replicas,
@@ -141,7 +146,8 @@ def expected_streams(
             **common,
             "name": f"KV_{bucket}",
             "description": f"signalmesh: the {content} of swarm {subjects.ns}",
-            "subjects": [f"$KV.{bucket}.>"],
+            "subjects": [guarded(key) if is_guarded else key],
+            "subject_transform": {"src": guarded(key), "dest": key} if is_guarded else None,
             "max_msgs_per_subject": 1,
             "discard": "new",
             "max_age": age_s * NANOSECOND,
@@ -152,6 +158,7 @@ def expected_streams(
             (subjects.memory_bucket, MEMORY_TTL_S, "agents' last outputs"),
             (subjects.registry_bucket, 0, "agents' registry"),
         )
+        for key in (f"$KV.{bucket}.>",)
     ]
     return [events, *buckets]
 
@@ -195,9 +202,18 @@ def differing_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) ->
     return [key for key, value in expected.items() if not _is_same(found.get(key), value)]
 
 
-def is_fit(differing: Sequence[str]) -> bool:
-    """Whether a stream that differs in these settings can be used: `up` updates its limits, and no more."""
-    return all(key in LIMITS for key in differing)
+def unfit_settings(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Those for which a stream cannot be used: `up` updates its limits and what follows the mapping, and no more."""
+    differing = [key for key in differing_settings(found, expected) if key not in LIMITS]
+    same = _plain_subjects(found) == _plain_subjects(expected)
+    return [key for key in differing if not (same and key in GUARDED)]
+
+
+def _plain_subjects(config: Mapping[str, Any]) -> tuple[list[str], str]:
+    """What a stream takes and under which subjects it stores it, with the mapping or without."""
+    taken = [without_guard(subject) for subject in config.get("subjects") or ()]
+    transform = config.get("subject_transform") or {}
+    return taken, transform.get("dest") or "".join(taken)
 
 
 def describe_difference(key: str, found: Any, expected: Any) -> str:
@@ -215,11 +231,10 @@ def _readable(key: str, value: Any) -> str:
     return "not set" if value is None else json.dumps(value)
 
 
-def correction(name: str, differing: Sequence[str], expected: Mapping[str, Any]) -> str:
+def correction(name: str, unfit: Sequence[str], expected: Mapping[str, Any]) -> str:
     """The command that corrects these settings of a stream."""
-    keys = [key for key in differing if key not in LIMITS]
-    if all(key in EDITS for key in keys):
-        options = " ".join(EDITS[key].format(expected[key]) for key in keys)
+    if all(key in EDITS for key in unfit):
+        options = " ".join(EDITS[key].format(expected[key]) for key in unfit)
         return f"correct it: nats stream edit {name} {options}"
     return f"remove it (nats stream rm {name}), or choose another name for the swarm"
 
@@ -242,7 +257,7 @@ async def ensure_streams(bus: NatsBus, settings: StreamLimits | None = None) -> 
     if events is None:
         _check_room(settings)
     notices = []
-    for expected in expected_streams(bus, settings, events):
+    for expected in expected_streams(bus, settings, events, is_guarded=await is_guarded(bus)):
         name = expected["name"]
         of_events = name == bus.subjects.stream
         found = events if of_events else await _existing(bus, name)
@@ -294,14 +309,12 @@ async def _update(
 ) -> list[str]:
     name = expected["name"]
     differing = differing_settings(found, expected)
-    if not is_fit(differing):
-        unfit = "; ".join(
-            describe_difference(key, found.get(key), expected[key]) for key in differing if key not in LIMITS
-        )
-        raise UsageError(f"stream {name} at {bus.url}: {unfit}: {correction(name, differing, expected)}")
+    if unfit := unfit_settings(found, expected):
+        text = "; ".join(describe_difference(key, found.get(key), expected[key]) for key in unfit)
+        raise UsageError(f"stream {name} at {bus.url}: {text}: {correction(name, unfit, expected)}")
     if not differing:
         return []
-    limits = {key: expected[key] for key in LIMITS if key in expected}
+    limits = {key: expected[key] for key in (*LIMITS, *GUARDED) if key in expected}
     limits["metadata"] = {
         **{
             key: value

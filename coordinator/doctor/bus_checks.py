@@ -23,14 +23,14 @@ from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.nats.connection import describe_denials
 from bus.nats.jetstream import STREAM_NOT_FOUND
-from bus.nats.permissions import find_denied
+from bus.nats.permissions import find_denied, is_guarded
 from bus.nats.streams import (
     check_server,
     correction,
     describe_difference,
     differing_settings,
     expected_streams,
-    is_fit,
+    unfit_settings,
 )
 from bus.server.monitoring import listed, read_monitoring, write_error
 from bus.utils.json_text import MAX_STATE_DEPTH, parse_json
@@ -162,7 +162,7 @@ async def _streams(facts: _Facts) -> list[Finding]:
         events = (await facts.bus.api(f"STREAM.INFO.{facts.bus.subjects.stream}"))["config"]
     except Refused:
         events = None
-    for expected in expected_streams(facts.bus, limits, events):
+    for expected in expected_streams(facts.bus, limits, events, is_guarded=await is_guarded(facts.bus)):
         check = f"stream {expected['name']}"
         try:
             there = (await facts.bus.api(f"STREAM.INFO.{expected['name']}"))["config"]
@@ -176,8 +176,8 @@ async def _streams(facts: _Facts) -> list[Finding]:
         own_limit = there["max_consumers"] > 0  # else that of an account that allows fewer: `up` sets it where it can
         differing = [key for key in differing_settings(there, expected) if own_limit or key != "max_consumers"]
         text = "; ".join(describe_difference(key, there.get(key), expected[key]) for key in differing)
-        if not is_fit(differing):
-            found.append(error(check, text, correction(expected["name"], differing, expected)))
+        if unfit := unfit_settings(there, expected):
+            found.append(error(check, text, correction(expected["name"], unfit, expected)))
         elif differing:
             found.append(warning(check, text, "signalmesh down, then signalmesh up updates the limits"))
         else:

@@ -13,6 +13,7 @@ from bus.errors import BusError, MessageError
 from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import Bus, Closable, ReceivedMessage
 from bus.messages import Lifecycle
+from bus.messages import headers as h
 from coordinator.config.settings import ResolvedSwarm
 
 LEAST_RUN_S = 10.0
@@ -84,7 +85,9 @@ class Outcome:
         parts = [f"{name} ({outputs} events)" for name, outputs in finished.items()]
         return f"the data has ended: {', '.join(parts)}; further decisions need data of another program"
 
-    def _on_decision(self, _: ReceivedMessage) -> None:
+    def _on_decision(self, received: ReceivedMessage) -> None:
+        if not received.headers.get(h.SEQUENCE):
+            return  # not of the stream: an acknowledgement that was sent here
         self._decided = True
         if self._first is not None:  # one is enough: later ones need not be received twice
             first, self._first = self._first, None

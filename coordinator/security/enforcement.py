@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
 from bus.errors import NotAdmitted, UsageError
+from bus.messages.guard import guarded
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import credentials_of
-from bus.nats.permissions import find_allowed
+from bus.nats.permissions import find_allowed, is_guarded
 from bus.nats.urls import redacted_url
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.security.keys import KeyStore, authorization, identities
@@ -29,14 +31,16 @@ def export_users(config: ResolvedSwarm, store: KeyStore) -> str:
     """
     store.ensure(*identities(config))
     granted = identities(config, store.added())
-    return authorization(store.public_keys(granted), granted)
+    return authorization(Subjects(config.swarm), store.public_keys(granted), granted)
 
 
 async def check_enforced(url: str, swarm: str, agents: Iterable[str], store: KeyStore) -> None:
-    """Try with the key of each of these agents what it may not do, without any effect.
+    """Try whether the server maps the write side, and with the key of each of these agents what it may not do.
+
+    Nothing of that has an effect.
 
     Raises:
-        UsageError: the server lets an agent do it, or does not admit it.
+        UsageError: the server has not the mapping, lets an agent do it, or does not admit it.
         BusError: the server does not answer.
     """
     subjects = Subjects(swarm)
@@ -45,19 +49,31 @@ async def check_enforced(url: str, swarm: str, agents: Iterable[str], store: Key
         subjects.write(subjects.epoch(WATCHDOG)),
         f"$JS.API.STREAM.INFO.{subjects.stream}",
     )
-    subscribed = (f"{subjects.ns}.control.>", "in.>")
+    subscribed = (f"{subjects.ns}.control.>", "in.>", guarded("in.>"))
+    async with _connected(url, swarm, WATCHDOG, store) as bus:
+        if not await is_guarded(bus):
+            raise UsageError(
+                f"the server at {redacted_url(url)} does not map {subjects.write_prefix}> to "
+                f"{guarded(subjects.write_prefix)}>: {EXPORT}, or start without --authentication keys"
+            )
     for name in agents:
         identity = f"agent-{name}"
-        try:
-            bus = await NatsBus.connect(url, swarm, identity, credentials=credentials_of(store.seed(identity)))
-        except NotAdmitted:
-            raise UsageError(f"the server at {redacted_url(url)} has not the key of {identity}: {EXPORT}") from None
-        try:
+        async with _connected(url, swarm, identity, store) as bus:
             allowed = await find_allowed(bus, published, subscribed)
-        finally:
-            await bus.close()
         if allowed:
             raise UsageError(
                 f"the server at {redacted_url(url)} lets {identity} {', '.join(allowed)}: it does not enforce "
                 f"the permissions of the keys. {EXPORT[0].upper()}{EXPORT[1:]}, or start without --authentication keys"
             )
+
+
+@asynccontextmanager
+async def _connected(url: str, swarm: str, identity: str, store: KeyStore) -> AsyncIterator[NatsBus]:
+    try:
+        bus = await NatsBus.connect(url, swarm, identity, credentials=credentials_of(store.seed(identity)))
+    except NotAdmitted:
+        raise UsageError(f"the server at {redacted_url(url)} has not the key of {identity}: {EXPORT}") from None
+    try:
+        yield bus
+    finally:
+        await bus.close()

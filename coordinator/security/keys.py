@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
+from bus.messages.guard import guarded, mappings
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, Subjects, check_name
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import INCARNATIONS, KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
@@ -224,6 +225,7 @@ class ServedKeys:
         """The lines of the server's configuration."""
         agents = {} if self.incarnations is None else self.incarnations.users()
         return authorization(
+            Subjects(self._config.swarm),
             {**self._public, **{name: key for name, (key, _) in agents.items()}},
             {**self._granted, **{name: allowed for name, (_, allowed) in agents.items()}},
         )
@@ -377,18 +379,19 @@ def _of_agent(config: ResolvedSwarm, agent: ResolvedAgent, subjects: Subjects) -
     return agent_permissions(spec, key if traits is None else memory_key_of(spec, traits), subjects)
 
 
-def authorization(public: Mapping[str, str], granted: Mapping[str, Permissions]) -> str:
-    """The block of nats-server's configuration for these identities, whose public keys are `public`.
+def authorization(subjects: Subjects, public: Mapping[str, str], granted: Mapping[str, Permissions]) -> str:
+    """The lines of nats-server's configuration for these identities of a swarm, whose public keys are `public`.
 
-    They are users of the server's default account, so that a stream from before there were keys stays in place.
+    The server judges a message by the subject to which it maps it (bus/messages/guard.py). They are users of the
+    server's default account, so that a stream from before there were keys stays in place.
     """
     users = "".join(_user(public[name], name, allowed) for name, allowed in granted.items())
-    return f"authorization {{ users: [\n{users}] }}\nno_auth_user: {public[UNNAMED]}\n"
+    return f"{mappings(subjects)}authorization {{ users: [\n{users}] }}\nno_auth_user: {public[UNNAMED]}\n"
 
 
 @functools.lru_cache(maxsize=2048)
 def _user(public_key: str, name: str, allowed: Permissions) -> str:
-    publish = f"allow: {_list(allowed.publish)}" if allowed.publish else 'deny: [">"]'
+    publish = f"allow: {_list(tuple(map(guarded, allowed.publish)))}" if allowed.publish else 'deny: [">"]'
     subscribe = f"allow: {_list(allowed.subscriptions(public_key))}"
     if allowed.never_subscribe:
         subscribe += f", deny: {_list(allowed.never_subscribe)}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agents.spec import AgentSpec
+from bus.messages.guard import guarded
 from bus.messages.subjects import DASHBOARD, PROTOCOL_SERVICE, PROVIDER, STANDBY, STORED_KINDS, WATCHDOG, Subjects
 from bus.nats.credentials import SERVICES, answers_of, inbox_of
 
@@ -32,10 +33,6 @@ REQUESTS = ("restart", "revive")
 """Requests to the watchdog that the dashboard makes."""
 PROTOCOL_INBOX = f"{inbox_of(PROTOCOL_SERVICE)}.>"
 """Where the SDKs of the Synadia Agent Protocol await answers, whatever inbox prefix their connection has."""
-DISCOVERY = ("PING", "INFO", "STATS")
-"""Requests of service discovery."""
-SHARED_SERVICES = ("", f".{PROTOCOL_SERVICE}", f".{PROTOCOL_SERVICE}.*")
-"""What discovery asks all agents at once, and the instances of the service that all have; their ids are random."""
 ORDERS = ("spawn", "kill", "signal", "check", "probe")
 """Requests to a sandbox host."""
 
@@ -80,8 +77,8 @@ def agent_permissions(spec: AgentSpec, memory_key: str, subjects: Subjects) -> P
             subjects.epoch(name),
             f"{ns}.control.{name}.*",
             *(subjects.protocol(verb, name) for verb in ("prompt", "status")),
-            *(f"$SRV.{verb}{service}" for verb in DISCOVERY for service in SHARED_SERVICES),
-            *(f"$SRV.*.{own}" for own in (name, f"{name}.*")),
+            "$SRV.*",
+            *(f"$SRV.*.{service}" for each in (name, PROTOCOL_SERVICE) for service in (each, f"{each}.*")),
         ),
     )
 
@@ -139,7 +136,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
             "$SRV.>",
             "$SYS.REQ.USER.INFO",
         ),
-        subscribe=(f"{ns}.>", f"{subjects.api('*')}.>", "$SRV.>", "$JS.EVENT.>"),
+        subscribe=(f"{ns}.>", f"{subjects.api('*')}.>", "$SRV.>", "$JS.EVENT.>", guarded(subjects.probe)),
         answers=True,
     )
     table = {
@@ -153,6 +150,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
             publish=(
                 *_reports(WATCHDOG, subjects),
                 f"in.{ns}.epoch.*",
+                subjects.probe,
                 subjects.write(subjects.config(WATCHDOG)),
                 subjects.heartbeat(STANDBY),
                 *(f"{control}.*.{order}" for order in ORDERS),
@@ -166,6 +164,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
                 *(subjects.all_of(kind) for kind in STORED_KINDS),
                 f"{ns}.heartbeat.*",
                 f"{control}.{WATCHDOG}.*",
+                guarded(subjects.probe),
             ),
         ),
         PROVIDER: Permissions(

@@ -75,7 +75,7 @@ def write_shares(config: ResolvedSwarm, store: KeyStore, directory: Path, *, hos
             public[UNNAMED] = found[1]  # another one would cut off clients without a key at each reload
         allowed = dict.fromkeys(granted, _EVERYTHING) if is_open else granted
         system = f"accounts {{ SYS {{ users: [ {{ nkey: {public_key_of(store.seed(SYSTEM))} }} ] }} }}\n"
-        _replace(users, f"{authorization(public, allowed)}{system}system_account: SYS\n")
+        _replace(users, f"{authorization(Subjects(config.swarm), public, allowed)}{system}system_account: SYS\n")
     except OSError as error:
         raise UsageError(
             f"{error.filename or directory}: keys cannot be written there: {error.strerror}; "

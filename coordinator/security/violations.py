@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from bus.durable.events import EventPublisher
+from bus.messages.guard import without_guard
 from bus.nats.credentials import INBOXES
 from bus.server.log_tail import LogTail
 from bus.utils.attempt_counts import AttemptCounts
@@ -22,7 +23,7 @@ _BEGIN = rb"\[(?P<pid>\d+)\] [\d/]+ [\d:.]+ \[ERR\] (?P<address>\S+) - cid:(?P<c
 _KEY = rb"(?P<key>U[A-Z2-7]{55})"
 _DENIED = re.compile(
     _BEGIN + rb'(?:"(?:[^"\\]|\\.)*" - )?(?:"[^"/]*/nkey:' + _KEY + rb'" - )?'
-    rb'(?P<verb>Publish|Subscription) Violation - .*?Subject "(?P<subject>[^"]*)"'
+    rb'(?P<verb>Publish|Subscription) Violation - .*?(?P<of>Subject|Reply) "(?P<subject>[^"]*)"'
 )
 _REFUSED = re.compile(
     _BEGIN
@@ -53,7 +54,7 @@ log = structlog.get_logger("signalmesh.up")
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A refused attempt. `attempt` is "publish to", "subscribe to" or "connect"."""
+    """A refused attempt. `attempt` is "publish to", "publish with the reply subject", "subscribe to" or "connect"."""
 
     address: str
     key: str
@@ -92,7 +93,8 @@ class ViolationLog:
 
 def _parse(line: bytes) -> Violation | None:
     if (found := _DENIED.match(line)) is not None:
-        verb, subject = _VERBS[found["verb"]], _text(found["subject"])
+        verb = "publish with the reply subject" if found["of"] == b"Reply" else _VERBS[found["verb"]]
+        subject = without_guard(_text(found["subject"]))
         return Violation(_text(found["address"]), _text(found["key"]), verb, subject)
     if (found := _REFUSED.match(line)) is not None:
         named = _NAMED.get(found["named"], "")

@@ -52,7 +52,7 @@ def text() -> str:
     """
     if {*WRITERS} != {*STORED_KINDS, "heartbeat"}:
         raise LookupError(f"docs/generate/protocol.py: WRITERS: not in both: {sorted({*WRITERS} ^ {*STORED_KINDS})}")
-    events, *buckets = expected_streams(cast(Any, SimpleNamespace(subjects=SUBJECTS)), StreamLimits())
+    events, *buckets = expected_streams(cast(Any, SimpleNamespace(subjects=SUBJECTS)), StreamLimits(), is_guarded=True)
     kinds = [(code(kind), code(subject), who) for kind, (subject, who) in WRITERS.items()]
     named = {getattr(headers, name): text for name, text in constants_of(headers).items() if name[0] != "_"}
     settings = [(code(key), _format_setting(key, value)) for key, value in events.items() if key != "name"]

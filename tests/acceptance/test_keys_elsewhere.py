@@ -60,11 +60,13 @@ async def test_the_exported_users_are_enough_and_recovery_works(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda _: "", "it does not enforce the permissions of the keys"),
+        (lambda _: "", "does not map in.swarm.> to _R_.in.swarm.>"),
+        (lambda users: users[: users.index("authorization")], "it does not enforce the permissions of the keys"),
+        (lambda users: users[users.index("authorization") :], "does not map in.swarm.> to _R_.in.swarm.>"),
         (lambda users: without(users, "up"), "has not up's key"),
         (lambda users: without(users, "agent-research-2"), "has not the key of agent-research-2"),
     ],
-    ids=["open", "without-up", "without-an-agent"],
+    ids=["open", "without-users", "without-mappings", "without-up", "without-an-agent"],
 )
 async def test_a_server_without_the_users_is_refused(tmp_path: Path, change: Callable[[str], str], problem: str):
     async with Swarm(tmp_path, toml()) as swarm:

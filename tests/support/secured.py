@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.streams import StreamLimits, ensure_streams
@@ -20,6 +21,7 @@ from coordinator.security.keys import KeyStore, authorization, identities
 from coordinator.security.permissions import UNNAMED as NO_KEY
 
 GUARD_S = 30.0
+VOTER = "voter-outsider"
 UNNAMED = "nobody"
 """In place of an identity: a client without a key."""
 
@@ -62,9 +64,9 @@ def pid_of(directory: Path) -> int:
 @contextmanager
 def secured_server(directory: Path, *, is_open: bool = False) -> Iterator[Secured]:
     """The server with the configuration that `up` generates for the default swarm; `is_open`: without its users."""
-    keys, granted = KeyStore(directory), identities(default_swarm())
+    keys, granted = KeyStore(directory), identities(default_swarm(), (VOTER,))
     keys.ensure(*granted)
-    users = "" if is_open else authorization(keys.public_keys(granted), granted)
+    users = "" if is_open else authorization(Subjects("swarm"), keys.public_keys(granted), granted)
     with served(directory, users) as url:
         yield Secured(url, keys, directory / "nats.log", is_open=is_open)
 

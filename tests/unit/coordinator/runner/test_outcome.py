@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from bus.messages import encode
 from bus.testing.memory_bus import MemoryBus, MemoryServer
 from coordinator.config.loader import load_swarm
+from coordinator.runner import outcome
 from coordinator.runner.outcome import Outcome
 from tests.support.counted import heartbeat
 
@@ -49,3 +52,22 @@ async def test_a_source_that_is_restarted_has_not_ended(tmp_path: Path):
     await run.beat("research-1", "finished", 600)
     await run.beat("research-1", "restoring", 600)
     assert run.outcome.ending() is None
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_what_the_stream_has_not_stored_is_no_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+):
+    """A captured agent can have an acknowledgement of its message sent to the subject of a decision."""
+    monkeypatch.setattr(outcome, "LEAST_RUN_S", 0.0)
+    run = Run(tmp_path)
+    await run.outcome.listen(run.bus)
+    subject = run.bus.subjects.event("decision", "BTC-USD", "coordinator")
+    if stored:
+        await run.bus.publish(run.bus.subjects.write(subject), b"{}", {})
+    else:
+        await run.bus.notify(subject, b'{"stream": "swarm_events", "seq": 7}')
+    for _ in range(10):
+        await asyncio.sleep(0)
+    problems = await run.outcome.problems(run.bus, signalled=True)
+    assert [text.startswith("no decision was made") for text in problems] == ([] if stored else [True])

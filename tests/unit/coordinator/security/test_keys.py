@@ -7,6 +7,7 @@ import os
 import pytest
 
 from bus.errors import UsageError
+from bus.messages.subjects import Subjects
 from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
 from bus.nats.key_files import KEYS_VARIABLE, new_seed, write_seed
 from coordinator.config.changes import AddedAgent, Changes
@@ -38,7 +39,7 @@ def test_keys_are_made_once(tmp_path):
 def test_every_identity_has_a_user_with_its_public_key_alone(tmp_path):
     store, granted = KeyStore(tmp_path), identities(DEFAULT)
     store.ensure(*granted)
-    text = authorization(store.public_keys(granted), granted)
+    text = authorization(Subjects(DEFAULT.swarm), store.public_keys(granted), granted)
     for name in granted:
         assert f"# {name}\n" in text
         if name != UNNAMED:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from bus.errors import NotAdmitted
+from bus.messages.guard import GUARD
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed
@@ -20,6 +21,7 @@ from coordinator.security.violations import CONNECT, Violation, ViolationLog, Vi
 from tests.support.secured import UNNAMED, Secured, secured_server
 
 AGENT = "agent-strategy-momentum"
+OWN = "in.swarm.signal.BTC-USD.strategy-momentum"
 FORGED = "in.swarm.decision.BTC-USD.coordinator"
 LINE = '[1] 2026/11/30 11:13:21.961662 [ERR] 127.0.0.1:3 - cid:1 - "v2:python3:{name}" - "$G/nkey:{key}" - {rest}\n'
 KEY = "U" + 55 * "A"
@@ -58,6 +60,8 @@ async def test_a_real_servers_refusals_are_read_with_their_key(server: Secured):
         bus = await server.connect(identity)
         bus.connection.write(FORGED, b"{}")
         await bus.connection.subscribe_directly("swarm.control.>", lambda *_: None)
+        if identity == AGENT:
+            bus.connection.write(OWN, b"{}", GUARD + FORGED)
         await bus.flush()
         await bus.close()
     seed = new_seed()
@@ -73,6 +77,7 @@ async def test_a_real_servers_refusals_are_read_with_their_key(server: Secured):
             for key in (named, unnamed)
             for what in (("publish to", FORGED), ("subscribe to", "swarm.control.>"))
         ),
+        (named, "publish with the reply subject", FORGED),
         (public_key_of(seed), CONNECT, ""),
     }
     assert log.read({}) == []
