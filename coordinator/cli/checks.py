@@ -9,7 +9,7 @@ import typer
 
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.utils.aio import run_to_end
-from coordinator.cli.options import STATE_DIR, ConfigFile, Json, Nats, StateDir, Target, on_bus, print_json
+from coordinator.cli.options import STATE_DIR, ConfigFile, Json, Nats, StateDir, Target, json_alone, on_bus, print_json
 
 
 def doctor(nats: Nats = None, state_dir: StateDir = STATE_DIR, config: ConfigFile = None, json: Json = False) -> None:
@@ -56,9 +56,10 @@ def chaos(
     def print_progress(text: str) -> None:
         typer.echo(text, err=True)
 
-    found = on_bus(
-        Target(run.url, run.swarm), lambda bus: run_chaos(bus, state_dir, options, print_fault, print_progress)
-    )
+    with json_alone(json):
+        found = on_bus(
+            Target(run.url, run.swarm), lambda bus: run_chaos(bus, state_dir, options, print_fault, print_progress)
+        )
     if json:
         print_json(found)
     else:

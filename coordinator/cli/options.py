@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import os
+import sys
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -24,6 +26,8 @@ LONGEST_WAIT_S = 86_400.0
 OPTIONAL = ("$JS.API.CONSUMER.DELETE.",)
 """The server removes a consumer itself, some seconds later."""
 INBOXES = "_INBOX."
+STDOUT, STDERR = 1, 2
+"""Their descriptors."""
 
 Nats = Annotated[
     str | None,
@@ -230,6 +234,26 @@ def print_json(value: Any) -> None:
     import orjson
 
     typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
+
+
+@contextlib.contextmanager
+def json_alone(json: bool) -> Iterator[None]:
+    """With --json, whatever is written to standard output meanwhile goes to standard error: classes of users print
+    when they are imported, as do the programs and libraries that they start.
+    """
+    if not json:
+        yield
+        return
+    sys.stdout.flush()
+    output = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(output, STDOUT)
+        os.close(output)
 
 
 def role_url(nats: str | None, state_dir: Path, config: Path | None = None) -> str:

@@ -17,6 +17,7 @@ from coordinator.cli.options import (
     StateDir,
     Swarm,
     find_target,
+    json_alone,
     on_bus,
     print_json,
 )
@@ -70,7 +71,7 @@ def replay(
         raise UsageError(f"{given}: expected 1 or more, and --to not less than --from")
     set_up_logs("error")
     settings, span = config_of(config, state_dir), ReplayRange(first=first, last=last)
-    with progress_bar("replaying") as progress:
+    with json_alone(json), progress_bar("replaying") as progress:
         if file is not None:
             found = run_to_end(replay_file(file, settings, span, progress))
         else:

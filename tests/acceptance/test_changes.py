@@ -31,6 +31,7 @@ from tests.acceptance.swarm import (
 SPEED = "20"
 TOML = agents_toml(limit=600)
 """Ends soon, so that reading it all takes no longer than it must."""
+PRINTS = 'import os\nprint("imported")\nos.system("echo started")\n'
 
 
 async def assert_clean(swarm: Swarm) -> None:
@@ -226,7 +227,7 @@ MISTAKES = {
 @pytest.mark.timeout(300)
 async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
     async with Swarm(tmp_path, "max_agents = 7\n" + agents_toml(limit=20000)) as swarm:
-        (tmp_path / "breakout.py").write_text(BREAKOUT)
+        (tmp_path / "breakout.py").write_text(PRINTS + BREAKOUT)  # `replay --json` imports it
         (tmp_path / "broken.py").write_text('raise RuntimeError("on purpose")')
         subscriber = await swarm.up("--speed", SPEED)
         await subscriber.live(*AGENTS)
