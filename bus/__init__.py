@@ -3,7 +3,7 @@
 messages/       Payload types, their encoding and checks: the public names of `payloads` and `codec`.
 nats/           One NATS connection and JetStream, behind the `Bus` interface.
 server/         The embedded nats-server process.
-durable/        Exactly-once publishing, fencing, and the records that outlive a process.
+durable/        Exactly-once publishing, fencing, leader election, and the records that outlive a process.
 mirror/         The SQLite copy of the stream, and restoring a lost stream from it.
 observability/  Logs and OpenTelemetry spans of any process.
 testing/        An in-memory bus and a fault-injecting TCP proxy.

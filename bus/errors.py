@@ -225,4 +225,8 @@ class WrongSequence(BusError):
 
 
 class Fenced(WrongSequence):
-    """A successor has claimed this agent's epoch: nothing more of this process is stored."""
+    """The claim of this process is not the newest stored one: nothing more of this process is stored."""
+
+    def __init__(self, subject: str, description: str) -> None:
+        super().__init__(subject, description)
+        self.args = (f"{subject}: fenced: {description}",)

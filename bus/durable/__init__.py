@@ -1,1 +1,1 @@
-"""Exactly-once publishing, fencing, and the records that outlive a process."""
+"""Exactly-once publishing, fencing, leader election, and the records that outlive a process."""

@@ -34,7 +34,8 @@ async def claim(
 ) -> int:
     """Claim the next epoch of `agent` and return it.
 
-    `expect` is the newest epoch known to the caller (None: the present one).
+    `expect` is the newest epoch known to the caller (None: the present one). If the stream has removed it since, and
+    holds no newer one, the claim is the first one again.
 
     Raises:
         WrongSequence: another process has claimed in the meantime.
@@ -47,9 +48,11 @@ async def claim(
     data, headers = claim_parts(bus, agent, agent_id=agent_id, claimed_by=claimed_by, sandbox=sandbox, expect=expect)
     try:
         return (await bus.publish("in." + subject, data, headers)).sequence
-    except (BusTimeout, WrongSequence, Disconnected):
+    except (BusTimeout, WrongSequence, Disconnected) as error:
         # An earlier write may have landed although its answer was lost: only the stored claim decides.
         last = await last_claim(bus, agent)
+        if last is None and expect and isinstance(error, WrongSequence):
+            return await claim(bus, agent, agent_id=agent_id, claimed_by=claimed_by, sandbox=sandbox, expect=0)
         if last is not None:
             stored: object = None
             with contextlib.suppress(MessageError):  # malformed: not this claim

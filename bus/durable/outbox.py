@@ -38,6 +38,8 @@ MAX_JUDGING = 32
 """Messages at a time that are read because the stream has called one of this writer a duplicate of them."""
 TOO_LARGE_S = 30.0
 """How long a message is sent again that is larger than the stream allows."""
+NO_CLAIM = "wrong last sequence: 0"
+"""The server's answer to a fence for which the stream has no claim."""
 FLUSH_TIMEOUT_S = 1.0
 """Seconds that `finish` waits for acknowledgements."""
 
@@ -67,6 +69,13 @@ class Entry:
         if stored.subject.rpartition(".")[2] != self.subject.rpartition(".")[2]:
             return False
         return stored.headers.get(h.OUTPUT) == self.headers.get(h.OUTPUT)
+
+
+def _why_fenced(description: str) -> str:
+    """The server's description, and what it means if the stream holds no claim at all."""
+    if description != NO_CLAIM:
+        return description
+    return f"the stream has removed its claim with the oldest messages ([stream] max_age_s, max_bytes): {description}"
 
 
 class OutboxState(enum.Enum):
@@ -132,6 +141,7 @@ class Outbox:
         self._oldest_at = 0.0
         self._squatted = False
         """Whether another writer has used one of these ids: from then on new messages get ids that nobody can guess."""
+        self._why_closed = "this process has been superseded"
         self._judging: set[asyncio.Task[None]] = set()
         self._judging_at_once = asyncio.Semaphore(MAX_JUDGING)
         self.on_squatted: Callable[[Entry, int, StoredMessage | None], None] | None = None
@@ -168,7 +178,7 @@ class Outbox:
             Fenced: this writer has been superseded.
         """
         if self.closed:
-            raise Fenced(entry.subject, "this process has been superseded")
+            raise Fenced(entry.subject, self._why_closed)
         if not self._entries:
             self._oldest_at = asyncio.get_running_loop().time()
         self._accepted += 1
@@ -220,7 +230,7 @@ class Outbox:
             entry.sequence = result.sequence
             self._remove_acknowledged()
         elif isinstance(result, WrongSequence):
-            self._fail(Fenced(result.subject, result.description))
+            self._fail(Fenced(result.subject, _why_fenced(result.description)))
         elif generation == self._connection_generation and self._bus.is_ready:
             entry.refused += 1
             if isinstance(result, Refused) and result.code == MESSAGE_TOO_LARGE:
@@ -309,6 +319,8 @@ class Outbox:
         self._state = OutboxState.CLOSED
         self._connection_generation += 1
         self._changed.set()
+        if isinstance(error, Fenced):
+            self._why_closed = error.description
         self._on_fenced(error)
 
     def _on_down(self) -> None:
@@ -373,7 +385,7 @@ class Outbox:
             self._changed.clear()
             await self._changed.wait()
         if self.closed:
-            raise Fenced("outbox", "this process has been superseded")
+            raise Fenced("outbox", self._why_closed)
 
     async def flush(self) -> None:
         """Wait until every message taken before this call is stored.

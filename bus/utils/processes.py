@@ -192,6 +192,13 @@ def on_signals(stop: Callable[[], None]) -> None:
             loop.add_signal_handler(number, stop)
 
 
+def restore_signals() -> None:
+    """Undo `on_signals`: these signals end the process again."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)
+
+
 async def wait_pid_exit(pid: int) -> None:
     """Return when the process `pid`, a child or not, has ended; at once if it does not exist.
 

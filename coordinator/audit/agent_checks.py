@@ -26,8 +26,20 @@ MAX_LATE = 4096
 class AgentChecks:
     """The checks of one agent (or of the watchdog, whose claims are terms)."""
 
-    def __init__(self, name: str, findings: Findings, snapshot: Snapshot | None, record: Record | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        findings: Findings,
+        snapshot: Snapshot | None,
+        record: Record | None,
+        *,
+        outlives_stream: bool = False,
+    ) -> None:
+        """`outlives_stream`: the messages are kept for longer than the stream has kept them."""
         self.name = name
+        self._outlives_stream = outlives_stream
+        self._anew = 0
+        """Claims that were published when the stream had removed those before them."""
         self.audit = AgentAudit()
         self._findings = findings
         self._snapshot, self._record = snapshot, record
@@ -63,7 +75,9 @@ class AgentChecks:
     def on_claim(self, stored: StoredMessage, message: Message | None, gap_end: int) -> None:
         """A message on the agent's epoch subject is a claim whatever its content: the server checks only subjects."""
         expected = h.number(stored.headers, h.EXPECTED_LAST_SUBJECT_SEQUENCE)
-        if expected is not None and expected != self._claim and not self._claim < expected <= gap_end:
+        if expected == 0 and self._claim and self._outlives_stream:
+            self._anew += 1
+        elif expected is not None and expected != self._claim and not self._claim < expected <= gap_end:
             text = f"it follows claim {self._claim or 'none'}, but was published to follow {expected or 'none'}"
             self._problem("claims", stored, self._claim, expected, text)
         self._claim = stored.sequence
@@ -178,6 +192,8 @@ class AgentChecks:
     def finish(self, last: int, gap_end: int) -> SnapshotAudit | None:
         """Compare the snapshot and the registry record, which were read before the stream, with the stream."""
         self._report_all_missing()
+        if self._anew:
+            self._findings.note(f"{self.name}: {self._anew} claims follow one that the stream had removed by then")
         if self._record is not None:
             self._check_record(self._record, gap_end)
         snapshot = self._snapshot

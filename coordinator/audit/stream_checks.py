@@ -69,7 +69,13 @@ class Checks:
     def _agent(self, name: str) -> AgentChecks:
         found = self._agents.get(name)
         if found is None:
-            found = AgentChecks(name, self.findings, self._snapshots.get(name), self._records.get(name))
+            found = AgentChecks(
+                name,
+                self.findings,
+                self._snapshots.get(name),
+                self._records.get(name),
+                outlives_stream=self._gone is not None,
+            )
             self._agents[name] = found
         return found
 

@@ -22,7 +22,7 @@ from bus.nats.streams import ensure_streams
 from bus.observability.logging import set_up_logs
 from bus.observability.tracer import modules_to_preload
 from bus.utils.aio import run_to_end
-from bus.utils.processes import MACHINE, on_signals
+from bus.utils.processes import MACHINE, on_signals, restore_signals
 from coordinator.config.changes import NO_CHANGES, read_changes_file
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
@@ -154,7 +154,8 @@ def run_watchdog(
 
     keys = os.environ.get(KEYS_VARIABLE)
 
-    async def watch() -> int:
+    async def watch(*, again: bool) -> bool:
+        """Lead for one term; `again`: this process has led just now. Returns whether it is to lead again."""
         bus = await NatsBus.connect(url, swarm or config.swarm, "watchdog", wait_s=None)
         try:
             while True:
@@ -166,20 +167,29 @@ def run_watchdog(
             watchdog = Watchdog(
                 bus,
                 config,
-                clear_quarantine=clear_quarantine,
-                standby=standby,
-                alone=alone,
+                clear_quarantine=clear_quarantine and not again,
+                standby=standby and not again,
+                alone=alone or again,
                 keys=Path(keys) if keys else None,
                 changes=NO_CHANGES if changes is None else read_changes_file(changes),
                 change_handler=functools.partial(ChangeApi, inspect=inspect_agent, up_runs_hosts=changes is not None),
             )
             on_signals(watchdog.stop)
-            await watchdog.run()
+            leads_again = await watchdog.run()
+            if leads_again:
+                restore_signals()
+            return leads_again
+        finally:
+            await bus.close()
+
+    async def watch_on() -> int:
+        again = False
+        try:
+            while again := await watch(again=again):
+                pass
         except Fenced as error:
             log.warning("superseded", problem=str(error))
             return EXIT_FAILED
-        finally:
-            await bus.close()
         return EXIT_DONE
 
-    return run_to_end(watch())
+    return run_to_end(watch_on())

@@ -47,8 +47,8 @@ class ConfigPublisher:
         self._published: bytes | None = None
         """The VotingConfig that this process published last, encoded."""
 
-    async def publish(self) -> None:
-        """Publish the current VotingConfig, unless it is already the newest one of all writers."""
+    async def publish(self, *, again: bool = False) -> None:
+        """Publish the current VotingConfig, unless it is already the newest one of all writers; `again`: even then."""
         async with self._writing:
             current = self._message(self._swarm.config, self._swarm.changes)
             await self._reports.flush()
@@ -61,7 +61,7 @@ class ConfigPublisher:
                     from_others = [self._subject, *from_others]
                 if from_others:
                     self._alert_overridden(from_others)
-                elif present is not None and replace(present, timestamp=current.timestamp) == current:
+                elif not again and present is not None and replace(present, timestamp=current.timestamp) == current:
                     self._published = last.data
                     return
             self._reports.config(current)

@@ -89,6 +89,14 @@ class Policy:
         """Whether an agent is known to run."""
         return any(agent.phase in ("starting", "running") for agent in self.agents.values())
 
+    @property
+    def is_restarting(self) -> bool:
+        """Whether an agent was requested to drain in order to be started again, and has not ended."""
+        return any(
+            agent.epoch == agent.requested_epoch and agent.phase in ("starting", "running")
+            for agent in self.agents.values()
+        )
+
     # -- observations
 
     def heartbeat(self, now: float, heartbeat: Heartbeat) -> None:

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.durable.fencing import fence
+from bus.durable.fencing import fence, last_claim
+from bus.durable.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
 from bus.durable.outbox import Outbox, can_pipeline
 from bus.durable.registry import Record, read_records
 from bus.errors import BusError, Fenced, MeshError, MessageError
@@ -37,10 +38,10 @@ from coordinator.supervisor.config_publisher import ConfigPublisher, read_config
 from coordinator.supervisor.control_api import ControlApi
 from coordinator.supervisor.executor import NAME, ActionExecutor
 from coordinator.supervisor.host_client import HostClient
-from coordinator.supervisor.leader_election import PAUSE_S, check_claim, send_heartbeats_as, stand_by
 from coordinator.supervisor.model import Action, AgentState, Phase, StoppedPhase, Timeouts
 from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
+from coordinator.supervisor.renewal import Renewal
 from coordinator.supervisor.takeover import resolve_unreported_exits
 from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
 
@@ -92,12 +93,18 @@ class TermSignals:
     """Wakes or ends the loop of a leader, and stores the error that ended it."""
 
     def __init__(self) -> None:
+        self.term_is_old = False
         self.stopped = asyncio.Event()
         self.woken = asyncio.Event()
         self.error: MeshError | None = None
 
     def wake(self) -> None:
         """Run the loop again now."""
+        self.woken.set()
+
+    def end_term(self) -> None:
+        """End the loop, for a new term of this process."""
+        self.term_is_old = True
         self.woken.set()
 
     def stop(self) -> None:
@@ -142,32 +149,43 @@ class Watchdog:
         self._clear_quarantine, self._standby, self._alone = clear_quarantine, standby, alone
         self._keys, self._changes, self._change_handler = keys, changes, change_handler
         self._signals = TermSignals()
+        self._is_stopped = False
 
     def stop(self) -> None:
         """Stop leading; the agents keep running. May be called from a signal handler of the loop."""
+        self._is_stopped = True
         self._signals.stop()
 
-    async def run(self) -> None:
-        """Stand by until there is no leader, then lead until stopped.
+    async def run(self) -> bool:
+        """Stand by until there is no leader, then lead until stopped or until the term is old.
+
+        True: it is old, or the stream has removed its claim. Another Watchdog, with a connection of its own, is to
+        claim the next one.
 
         Raises:
             Fenced: another watchdog has taken over.
         """
         term = await stand_by(self._bus, NAME, self._signals.stopped, standby=self._standby, alone=self._alone)
         if term is None:
-            return
-        async with build_leadership(
-            self._bus,
-            self._config,
-            term,
-            signals=self._signals,
-            clear_quarantine=self._clear_quarantine,
-            keys=self._keys,
-            changes=self._changes,
-            change_handler=self._change_handler,
-        ) as leader:
-            await leader.adopt()
-            await leader.lead()
+            return False
+        try:
+            async with build_leadership(
+                self._bus,
+                self._config,
+                term,
+                signals=self._signals,
+                clear_quarantine=self._clear_quarantine,
+                keys=self._keys,
+                changes=self._changes,
+                change_handler=self._change_handler,
+            ) as leader:
+                await leader.adopt()
+                await leader.lead()
+        except Fenced as error:
+            if await last_claim(self._bus, NAME) is not None:
+                raise
+            log.warning("claim_removed", problem=str(error))
+        return not self._is_stopped
 
 
 @contextlib.asynccontextmanager
@@ -252,6 +270,7 @@ async def build_leadership(
         changes=None if change_handler is None else change_handler(parts),
         recoveries=recoveries,
         unknown_messages=UnknownMessageMonitor(bus, reports),
+        renewal=Renewal(bus, term, policy, hosts, publisher, signals.end_term),
     )
     try:
         await leader.listen()
@@ -279,6 +298,7 @@ class Leadership:
         changes: ChangeHandler | None,
         recoveries: RecoveryTraces,
         unknown_messages: UnknownMessageMonitor,
+        renewal: Renewal,
     ) -> None:
         self._bus, self._swarm, self.term = bus, swarm, term
         self._subjects = bus.subjects
@@ -287,6 +307,7 @@ class Leadership:
         self._policy, self._reports, self._config_publisher = policy, reports, config_publisher
         self._executor, self._control_api, self._changes = executor, control_api, changes
         self._recoveries, self._unknown_messages = recoveries, unknown_messages
+        self._renewal = renewal
         self._availability = AvailabilityTracker(OWN_HEARTBEAT_LOST_S)
         self._own_heartbeat_at = 0.0
         self._verified_at = 0.0
@@ -337,7 +358,7 @@ class Leadership:
         await self._config_publisher.publish()
 
     async def lead(self) -> None:
-        """Execute the policy's actions until stopped.
+        """Execute the policy's actions until stopped, or until the term is old.
 
         Raises:
             Fenced: another watchdog leads; MeshError: the executor failed.
@@ -346,7 +367,8 @@ class Leadership:
             self._start("recovery-traces", self._resume_traces())
         self._start("config", self._config_publisher.run())
         self._start("unknown-messages", self._unknown_messages.run())
-        while not self._signals.stopped.is_set():
+        self._start("renewal", self._renewal.run())
+        while not self._signals.stopped.is_set() and not self._signals.term_is_old:
             if await self._still_leads():
                 for action in self._decide():
                     self._executor.execute(action)

@@ -53,7 +53,7 @@ async def test_nothing_starts_before_the_last_sandbox_is_there_or_has_failed(tmp
         await subscriber.listen("swarm.heartbeat.watchdog", on_heartbeat)
         await subscriber.bounds()  # a round trip: the subscription is active
         watchdog = Watchdog(bus, config, clear_quarantine=True)
-        tasks = [asyncio.create_task(watchdog.run())]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(watchdog.run())]
 
         def heartbeats(name: str, role: Any, **fields: Any) -> None:
             tasks.append(

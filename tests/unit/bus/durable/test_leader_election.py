@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from bus.durable import leader_election as module
 from bus.durable.fencing import claim, last_claim
+from bus.durable.leader_election import check_claim, stand_by
 from bus.errors import BusTimeout, Disconnected, Fenced
 from bus.heartbeats import send_heartbeats
 from bus.interface import StoredMessage
 from bus.testing.memory_bus import MemoryBus, MemoryServer
-from coordinator.supervisor import leader_election as module
-from coordinator.supervisor.leader_election import check_claim, stand_by
 
 GUARD_S = 20.0
 HEARTBEATS = "swarm.heartbeat.watchdog"

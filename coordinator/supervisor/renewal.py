@@ -1,0 +1,207 @@
+"""Old claims and an old VotingConfig: the leader renews them before the stream removes them.
+
+The stream removes its oldest messages, by age and by size, whatever they are. Without its claim the fence refuses an
+incarnation, and without a VotingConfig a new reader has no settings. So what is in the older half of what the stream
+keeps is renewed: the VotingConfig is published again, each agent is drained and started again, one after another, and
+the leader ends its term, for a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from bus.errors import BusError
+from bus.interface import StoredMessage
+from bus.messages.headers import STORED_AT
+from bus.messages.subjects import WATCHDOG
+from bus.nats.bus import NatsBus
+from coordinator.supervisor.config_publisher import ConfigPublisher
+from coordinator.supervisor.host_client import HostClient
+from coordinator.supervisor.policy import Policy
+
+CHECK_S = 1.0
+STEP_S = 0.2
+"""The same while an agent is being replaced."""
+RETRY_S = 1.0
+"""A request to drain is repeated after so many seconds: its answer may have been lost."""
+DRAIN_S = 10.0
+"""An agent that has not drained after so many seconds is killed."""
+READY_S = 10.0
+"""How long the next agent waits for the successor of the last one to become ready."""
+FULL = 0.9
+"""Share of its bytes from which on a stream is about to remove its oldest messages."""
+
+log = structlog.get_logger("signalmesh.watchdog")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSpan:
+    """What the stream stores `now`, by its server's clock, and how long it keeps messages (0: without limit)."""
+
+    first: int
+    last: int
+    now: datetime
+    max_age_s: float = 0.0
+    full: bool = False
+
+    def why_old(self, sequence: int, stored_at: datetime) -> str | None:
+        """Why this message must be renewed; None: it need not be yet."""
+        if sequence < self.first:
+            return "is no longer stored"
+        age_s = (self.now - stored_at).total_seconds()
+        if self.max_age_s and age_s > self.max_age_s / 2:
+            return f"is {_duration(age_s)} old, and the stream keeps messages for {_duration(self.max_age_s)}"
+        if self.full and sequence < (self.first + self.last) / 2:
+            return "is in the older half of a stream that is full"
+        return None
+
+
+async def read_span(bus: NatsBus) -> StreamSpan:
+    """The present span of the swarm's stream.
+
+    Raises:
+        BusError: the bus does not answer.
+    """
+    info: dict[str, Any] = await bus.api(f"STREAM.INFO.{bus.subjects.stream}")
+    config, state = info["config"], info["state"]
+    return StreamSpan(
+        first=max(1, state["first_seq"]),
+        last=state["last_seq"],
+        now=datetime.fromisoformat(info["ts"]),
+        max_age_s=config.get("max_age", 0) / 1e9,
+        full=0 < config.get("max_bytes", -1) * FULL < state["bytes"],
+    )
+
+
+@dataclass(slots=True)
+class _Replacing:
+    name: str
+    epoch: int
+    since: float
+    asked_at: float = 0.0
+
+
+class Renewal:
+    """Renews what is old while this process leads. `on_old_term` is called when its own claim is."""
+
+    def __init__(
+        self,
+        bus: NatsBus,
+        term: int,
+        policy: Policy,
+        hosts: HostClient,
+        config_publisher: ConfigPublisher,
+        on_old_term: Callable[[], None],
+    ) -> None:
+        self._bus, self._term, self._policy, self._hosts = bus, term, policy, hosts
+        self._config_publisher, self._on_old_term = config_publisher, on_old_term
+        self._config: StoredMessage | None = None
+        self._claimed_at: dict[tuple[str, int], datetime] = {}
+        """Agent and epoch -> when it was claimed."""
+        self._replacing: _Replacing | None = None
+
+    async def run(self) -> None:
+        """Check and renew, until cancelled."""
+        while True:
+            try:
+                await self.check()
+            except BusError as error:
+                log.debug("renewal_retried", error=str(error))
+            await asyncio.sleep(CHECK_S if self._replacing is None else STEP_S)
+
+    async def check(self) -> None:
+        """Renew what has become old, and go on with what is being renewed.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        span = await read_span(self._bus)
+        if self._term < span.first:
+            self._end_term("is no longer stored")  # whatever is published until then is refused
+            return
+        await self._check_config(span)
+        if self._replacing is not None:
+            await self._replace(self._replacing)
+        if self._replacing is not None:
+            return
+        if (why := await self._why_old(span, WATCHDOG, self._term)) is not None:
+            # An agent that was requested to drain would not be started again by a leader that does not know of it.
+            if not self._policy.is_restarting:
+                self._end_term(why)
+        else:
+            await self._choose(span)
+
+    def _end_term(self, why: str) -> None:
+        log.info("term_ends", term=self._term, reason=f"its claim {why}")
+        self._on_old_term()
+
+    async def _check_config(self, span: StreamSpan) -> None:
+        subject = self._bus.subjects.config(WATCHDOG)
+        if self._config is None or _is_old(span, self._config):
+            self._config = await self._bus.last(subject)
+        if self._config is None or _is_old(span, self._config):
+            await self._config_publisher.publish(again=True)
+            self._config = None
+
+    async def _choose(self, span: StreamSpan) -> None:
+        agents = self._policy.agents
+        self._claimed_at = {
+            (name, epoch): at
+            for (name, epoch), at in self._claimed_at.items()
+            if epoch == (self._term if name == WATCHDOG else name in agents and agents[name].epoch)
+        }
+        for state in sorted(agents.values(), key=lambda state: state.epoch):
+            if state.phase != "running" or state.sandbox not in self._policy.hosts:
+                continue
+            why = await self._why_old(span, state.name, state.epoch)
+            if why is not None and state.phase == "running":
+                log.info("claim_renewed", of=state.name, epoch=state.epoch, reason=f"its claim {why}")
+                self._replacing = _Replacing(state.name, state.epoch, time.monotonic())
+                await self._replace(self._replacing)
+                return
+
+    async def _why_old(self, span: StreamSpan, name: str, epoch: int) -> str | None:
+        claimed_at = self._claimed_at.get((name, epoch))
+        if claimed_at is None and epoch >= span.first:
+            stored = await self._bus.message(epoch)
+            if stored is None:
+                return None  # removed just now: the next check finds it gone
+            claimed_at = self._claimed_at[name, epoch] = _stored_at(stored)
+        return span.why_old(epoch, claimed_at or span.now)
+
+    async def _replace(self, replacing: _Replacing) -> None:
+        """Have the incarnation drain, which saves its state; the policy starts its successor."""
+        now = time.monotonic()
+        lasted_s = now - replacing.since
+        state = self._policy.agents.get(replacing.name)
+        if state is None or state.epoch != replacing.epoch or state.phase not in ("starting", "running"):
+            if state is None or state.phase in ("running", "quarantined", "drained") or lasted_s > DRAIN_S + READY_S:
+                self._replacing = None
+            return
+        if now - replacing.asked_at < RETRY_S:
+            return
+        replacing.asked_at = now
+        self._policy.restart(replacing.name)
+        if lasted_s < DRAIN_S:
+            await self._hosts.terminate(state.sandbox, replacing.name, state.pid)
+        else:
+            await self._hosts.kill(state.sandbox, replacing.name, state.epoch)
+
+
+def _is_old(span: StreamSpan, stored: StoredMessage) -> bool:
+    return span.why_old(stored.sequence, _stored_at(stored)) is not None
+
+
+def _stored_at(stored: StoredMessage) -> datetime:
+    return datetime.fromisoformat(stored.headers[STORED_AT])
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
