@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,8 @@ IDLE_HEARTBEAT_S = 0.5
 """A consumer reports this often if there is nothing to deliver."""
 INACTIVE_THRESHOLD_S = 5.0
 """The server removes a consumer without subscriber after this long."""
+TOKEN_BYTES = 8
+"""Of the random end of a reply subject."""
 NANOSECOND = 1_000_000_000
 """Nanoseconds in a second: the unit of durations in the API."""
 
@@ -69,7 +72,6 @@ class JetStream:
         self._acks: dict[str, tuple[str, Done]] = {}
         self._requests: dict[str, tuple[str, asyncio.Future[tuple[bytes, Headers]]]] = {}
         """Reply subject -> subject of the request, and its answer."""
-        self._tokens = 0
         self._api = connection.api
         self._inbox = connection.client.new_inbox() + "."
         """The prefix of reply subjects; the token after it identifies the request."""
@@ -121,8 +123,8 @@ class JetStream:
         self._acks.pop(token, None)
 
     def _token(self) -> str:
-        self._tokens += 1
-        return str(self._tokens)
+        # Random: the server's monitoring shows the inbox, and the server sends an acknowledgement to any subject.
+        return secrets.token_hex(TOKEN_BYTES)
 
     def _reply_subject(self, by: str, token: str) -> str:
         """Where the process `by` answers; the server, if that is empty."""
