@@ -59,7 +59,7 @@ function showTotals() {
   setFigure(tiles.agents, atRest ? count(agents.length) : `${count(running)} / ${count(agents.length)}`, { kind: "computed", text: atRest ? "agents that the file names" : "agents whose newest heartbeat says that they are active, of all that the swarm knows" });
   setFigure(tiles.restarts, count(agents.reduce((sum, agent) => sum + (agent.restarts ?? 0), 0)), { kind: "computed", text: "claims of all agents in the stream, less the first of each" });
   if (known(totals?.refused)) {
-    if (!tiles.refused) tile("refused", "refused attempts");
+    if (!tiles.refused) tile("refused", "refused");
     setFigure(tiles.refused, count(totals.refused), { kind: "computed", text: totals.refused_from });
   }
   setFigure(tiles.alerts, count(panel.alerts.length), panel.alerts[0] ? sourceOf(panel.alerts[0], "The newest one") : { kind: "computed", text: "no alert is in the stream" });
