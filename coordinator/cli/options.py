@@ -111,7 +111,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Pa
         UsageError: --state-dir names a directory without a swarm, or a file cannot be read.
         NoSuchSwarm: the embedded server has keys, and none for `swarm`.
     """
-    url, run = _find_run(nats, state_dir)
+    url, run = find_run(nats, state_dir)
     if run is not None and swarm not in (None, run.swarm):
         if run.authentication == "keys" and run.child("nats-server") is not None and run.alive():
             raise NoSuchSwarm(url, str(swarm), "user of it")  # `up` would report the refused attempt as an attack
@@ -122,7 +122,7 @@ def find_target(nats: str | None, state_dir: Path, swarm: str | None, config: Pa
     return Target(url, swarm, run, config)
 
 
-def _find_run(nats: str | None, state_dir: Path) -> tuple[str, Run | None]:
+def find_run(nats: str | None, state_dir: Path) -> tuple[str, Run | None]:
     """The address of the bus, and the record of the swarm there if the state directory has it.
 
     Raises:
@@ -261,7 +261,7 @@ def role_url(nats: str | None, state_dir: Path, config: Path | None = None) -> s
     from coordinator.config.secrets import offer_bus_credentials
 
     offer_bus_credentials(config)
-    url, run = _find_run(nats, state_dir)
+    url, run = find_run(nats, state_dir)
     if run is not None and run.alive():
         _use_key(state_dir, run)
     return check_url(url)

@@ -21,6 +21,7 @@ from coordinator.cli.options import (
     Nats,
     StateDir,
     Swarm,
+    find_run,
     find_target,
     mirror_file,
     on_bus,
@@ -125,7 +126,7 @@ def sandbox(
 
 
 def agent(
-    name: Annotated[str, typer.Argument(help="The agent's name in the configuration.")],
+    name: Annotated[str, typer.Argument(help="The agent's name.")],
     config: ConfigFile = None,
     nats: Nats = None,
     state_dir: StateDir = STATE_DIR,
@@ -133,10 +134,16 @@ def agent(
     sandbox: Annotated[str, typer.Option(help="The sandbox to report as.")] = UNSUPERVISED,
     log_level: LogLevel = "info",
 ) -> None:
-    """Role: one agent, started manually; it takes over from a running process of that agent."""
+    """Role: one agent, started manually; it takes over from a running process of that agent.
+
+    It may be one that was added at run time, if the state directory is that of the running swarm.
+    """
+    from coordinator.config.changes import NO_CHANGES, read_changes_file
     from coordinator.runner.entrypoints import run_agent
 
-    raise typer.Exit(run_agent(name, role_url(nats, state_dir, config), config, swarm, sandbox, log_level))
+    url, run = role_url(nats, state_dir, config), find_run(nats, state_dir)[1]
+    changes = NO_CHANGES if run is None else read_changes_file(state_dir)
+    raise typer.Exit(run_agent(name, url, config, swarm, sandbox, log_level, changes))
 
 
 def watchdog(

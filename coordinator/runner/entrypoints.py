@@ -23,7 +23,7 @@ from bus.observability.logging import set_up_logs
 from bus.observability.tracer import modules_to_preload
 from bus.utils.aio import run_to_end
 from bus.utils.processes import MACHINE, on_signals, restore_signals
-from coordinator.config.changes import NO_CHANGES, read_changes_file
+from coordinator.config.changes import NO_CHANGES, Changes, apply_changes, read_changes_file
 from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.runner.preflight import inspect_agent, inspect_users_classes, read_traits
@@ -112,11 +112,17 @@ def run_sandbox(
     return EXIT_DONE
 
 
-def run_agent(name: str, url: str, config_file: Path | None, swarm: str | None, sandbox: str, log_level: str) -> int:
-    """Run one configured agent in this process, outside any host; it claims its epoch itself."""
+def run_agent(
+    name: str, url: str, config_file: Path | None, swarm: str | None, sandbox: str, log_level: str, changes: Changes
+) -> int:
+    """Run one agent of the configuration with `changes` in this process, outside any host; it claims its epoch itself.
+
+    Raises:
+        UsageError: there is no such agent, or it is external.
+    """
     set_up_logs(log_level)
     log_wrong_variables()
-    config = load_swarm(config_file)
+    config = apply_changes(load_swarm(config_file), changes)
     settings = config.agent(name)
     if settings.external:
         raise UsageError(f"agent {name!r} is external in {config.file}: its own program runs it")

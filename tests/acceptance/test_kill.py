@@ -262,18 +262,21 @@ async def test_external_agents_and_unknown_writers_are_told_apart(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sandbox", ["unsupervised", "nodejs"])
-async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, sandbox: str):
-    async with Swarm(tmp_path) as swarm:
+@pytest.mark.parametrize(("name", "sandbox"), [("strategy-momentum", "unsupervised"), ("added", "nodejs")])
+async def test_an_agent_run_by_hand_is_not_a_hosts_to_signal(tmp_path: Path, name: str, sandbox: str):
+    async with Swarm(tmp_path, "max_agents = 6\n") as swarm:
         subscriber = await swarm.up("--speed", "20")
-        heartbeats = await subscriber.live(*AGENTS)
+        await subscriber.live(*AGENTS)
+        added = await swarm.command("add", "added", "--kind", "momentum")
+        assert added.code == 0, added.err
+        heartbeats = await subscriber.live(name)
         by_hand = await asyncio.create_subprocess_exec(
-            str(SIGNALMESH), "agent", "strategy-momentum", "--sandbox", sandbox, cwd=tmp_path, env=ENVIRONMENT,
+            str(SIGNALMESH), "agent", name, "--sandbox", sandbox, cwd=tmp_path, env=ENVIRONMENT,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            await subscriber.back({"strategy-momentum": heartbeats["strategy-momentum"]["epoch"]})
-            report = await swarm.command("kill", "strategy-momentum")
+            await subscriber.back({name: heartbeats[name]["epoch"]})
+            report = await swarm.command("kill", name)
             assert report.code == 2, report
             assert f"pid {by_hand.pid}" in report.err
             assert "not run by a sandbox host" in report.err
