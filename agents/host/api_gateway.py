@@ -27,13 +27,16 @@ from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import answers_of, inbox_of
+from bus.nats.jetstream import INACTIVE_THRESHOLD_S, NANOSECOND
 from bus.utils.attempt_counts import AttemptCounts
 
 __all__ = ["ApiGateway", "RequestRefused", "readable_by"]
 
-MAX_CONSUMERS = 64
-"""Consumers of one agent that it may delete again; it has two at a time."""
+MAX_CONSUMERS = 16
+"""Of one agent, which has two at a time and deletes others unless its connection breaks. The oldest is then deleted."""
 FORBIDDEN = 403
+INACTIVE_NS = int(INACTIVE_THRESHOLD_S * NANOSECOND)
+"""Until the server removes a consumer of an agent that nobody reads."""
 MAX_OPERATION = 64
 MAX_LOOKING = 512
 """Reads by sequence of all agents at a time, for each of which the host reads the message first."""
@@ -163,6 +166,10 @@ class AgentGateway:
             raise RequestRefused(f"{command}: expected the names of the subject in the body")
         if name.rpartition("-")[0] != self._name:
             raise RequestRefused(f"{command}: expected a name that begins with {self._name}-")
+        if config.inactive_threshold != INACTIVE_NS or not config.mem_storage or config.num_replicas != 1:
+            raise RequestRefused(
+                f"{command}: expected inactive_threshold {INACTIVE_NS}, and mem_storage with one replica"
+            )
         if config.description not in ("", self._name):
             raise RequestRefused(f"{command}: expected the agent's name as description")
         if not config.deliver_subject.startswith(self._inbox) or not _is_literal(config.deliver_subject):
@@ -171,8 +178,13 @@ class AgentGateway:
             foreign = sorted(set(config.filter_subjects) - self._readable) or ["everything"]
             raise RequestRefused(f"{command}: the agent may not read {', '.join(foreign)}")
         self._consumers[name] = None
-        if len(self._consumers) > MAX_CONSUMERS:
-            del self._consumers[next(iter(self._consumers))]
+
+    def surplus(self) -> list[str]:
+        """The names of the agent's oldest consumers beyond MAX_CONSUMERS, to be deleted now."""
+        names = list(self._consumers)[:-MAX_CONSUMERS]
+        for name in names:
+            del self._consumers[name]
+        return names
 
 
 def _is_literal(subject: str) -> bool:
@@ -236,6 +248,8 @@ class ApiGateway:
                     self._start(self._look(served, command, reply, body, sequence))
                 return
             with contextlib.suppress(BusError):  # the connection is down: the agent asks again
+                for consumer in rights.surplus():
+                    connection.write(f"$JS.API.CONSUMER.DELETE.{self._bus.subjects.stream}.{consumer}", b"")
                 connection.write(f"$JS.API.{command}", body, reply)
 
         served.subscription = await connection.subscribe_directly(prefix + ">", on_request)

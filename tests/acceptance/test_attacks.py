@@ -14,6 +14,7 @@ import orjson
 import pytest
 from prometheus_client import generate_latest
 
+from agents.host.api_gateway import MAX_CONSUMERS as MOST_OF_AN_AGENT
 from agents.host.api_gateway import ApiGateway
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim
@@ -336,6 +337,7 @@ def _consumer(agent: NatsBus, **changed: Any) -> dict[str, Any]:
     return {"stream_name": "swarm_events", "config": {**config, **changed}}
 
 
+MANY = 40
 NAME = f"strategy-momentum-{'x' * 22}"
 CREATE = f"CONSUMER.CREATE.swarm_events.{NAME}"
 
@@ -356,6 +358,8 @@ async def test_a_consumer_as_an_agent_creates_it_is_allowed(server: Secured, con
         (CREATE, {"deliver_subject": "$KV.swarm_memory.swarm/coordinator/decision"}),
         (CREATE, {"deliver_subject": "_INBOX.other"}),
         (CREATE, {"durable_name": NAME}),
+        (CREATE, {"inactive_threshold": 3_600_000_000_000}),
+        (CREATE, {"mem_storage": False}),
         (CREATE, {"name": "other"}),
         (f"CONSUMER.CREATE.swarm_events.{'x' * 22}", {"name": "x" * 22}),
         (f"CONSUMER.CREATE.swarm_events.coordinator-{'x' * 22}", {"name": f"coordinator-{'x' * 22}"}),
@@ -508,6 +512,24 @@ async def test_a_flood_of_consumers_ends_at_the_limit_and_readers_go_on(server: 
                 await operator.flush()
         await reader.close()
         await batch(lambda name: is_served(operator, f"CONSUMER.DELETE.swarm_events.{name}"), names)
+
+
+async def test_a_captured_agent_keeps_few_consumers(server: Secured, config: ResolvedSwarm):
+    async with hosted(server, config) as (operator, hosted_agent), connected(server, AGENT) as (_, direct):
+        agent = direct if server.is_open else hosted_agent
+        reader = await agent.follow(("swarm.alert.>",) if server.is_open else ("swarm.market.>",), 1, lambda _: None)
+        inbox = agent.connection.client.new_inbox()
+        await agent.connection.subscribe_directly(inbox, lambda *_: None)  # else the server would remove them
+        for number in range(MANY):
+            name = f"strategy-momentum-{number:022}"
+            body = _consumer(agent, name=name, deliver_subject=inbox)
+            assert (await agent.api(f"CONSUMER.CREATE.swarm_events.{name}", body))["name"] == name
+        await agent.bounds()  # the host has sent what it deletes before this
+        await operator.flush()
+        found = (await operator.api("CONSUMER.NAMES.swarm_events"))["consumers"]
+        count = len([name for name in found if name.startswith(f"strategy-momentum-{0:015}")])
+        assert count == (MANY if server.is_open else MOST_OF_AN_AGENT)
+        await reader.close()
 
 
 async def batch(work: Callable[[str], Awaitable[bool]], names: list[str]) -> list[bool]:
