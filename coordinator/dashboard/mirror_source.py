@@ -26,7 +26,7 @@ from coordinator.explain.errors import RowChanged
 from coordinator.explain.file_source import FileSource
 from coordinator.explain.round_history import decoded
 from coordinator.explain.sources import PAGE, MessageSource
-from coordinator.monitor.status import Facts
+from coordinator.monitor.status import Facts, added_after
 from coordinator.supervisor.config_publisher import changes_in
 
 log = structlog.get_logger("signalmesh.dashboard")
@@ -102,6 +102,9 @@ class MirrorSource(Source):
         for _, agent, count, sequence in file.rows(sql, "epoch"):
             claims[agent] += count
             newest[agent] = max(newest.get(agent, 0), sequence)
+        since = "SELECT count(*) FROM messages WHERE kind = 'epoch' AND agent = ? AND sequence > ?"
+        for agent, after in added_after(self.model.config).items():
+            [(claims[agent],)] = file.rows(since, agent, after)
         for subject, _, count, _ in file.rows(sql, "decision"):
             decisions[subject] += count
         newest_decision = None

@@ -43,9 +43,9 @@ class AgentStatus:
     run it; unknown: it has a vote, and nothing else is known of it.
 
     `epoch` is that of its heartbeat, else of its newest claim. `restarts` counts claims beyond the first one that the
-    stream still holds; `lag` are inputs not yet read, `poison` and `skipped` messages set aside and events that its
-    handler failed on. Of an external one `outputs` are its messages in the stream, and `last_output_at` is when the
-    newest of them was stored (None for all others).
+    stream still holds, of one that was added at run time since then; `lag` are inputs not yet read, `poison` and
+    `skipped` messages set aside and events that its handler failed on. Of an external one `outputs` are its messages in
+    the stream, and `last_output_at` is when the newest of them was stored (None for all others).
     """
 
     name: str

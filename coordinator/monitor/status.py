@@ -61,7 +61,7 @@ class Facts:
     records: Mapping[str, Record] = field(default_factory=dict)
     """Agent -> its record in the registry."""
     claims: Mapping[str, int] = field(default_factory=dict)
-    """Agent -> how many of its claims the stream holds."""
+    """Agent -> how many of its claims the stream holds, since it was added if that was at run time."""
     newest_claims: Mapping[str, int] = field(default_factory=dict)
     """Agent without a current heartbeat -> the epoch of its newest claim."""
     config: VotingConfig | None = None
@@ -111,8 +111,8 @@ async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, files: RunFiles =
     """
     subjects = bus.subjects
     records = await read_records(bus)
-    claims = await bus.subject_counts(f"{subjects.ns}.epoch.*")
     config = await read_config(bus)
+    claims = await _claims(bus, config)
     decisions = await bus.subject_counts(subjects.all_of("decision"))
     newest_decision = await _newest_decision(bus, of_deciders(decisions, config))
     external = [name for name, phase in heartbeats.phases.items() if phase == "external"]
@@ -124,7 +124,7 @@ async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, files: RunFiles =
         at=monotonic(),
         heartbeats=heartbeats,
         records=records,
-        claims={subject.rpartition(".")[2]: count for subject, count in claims.items()},
+        claims=claims,
         config=config,
         decisions=decisions,
         newest_decision=newest_decision,
@@ -136,6 +136,23 @@ async def read_facts(bus: NatsBus, heartbeats: HeartbeatTable, files: RunFiles =
     silent = [name for name in facts.agent_names() if current_heartbeat(name, heartbeats) is None]
     newest = {name: stored.sequence for name in silent if (stored := await last_claim(bus, name)) is not None}
     return replace(facts, newest_claims=newest)
+
+
+def added_after(config: VotingConfig | None) -> dict[str, int]:
+    """Agent that was added at run time -> the message after which that was. Claims before it are of an earlier one."""
+    return {name: added.after for name, added in changes_in(config).agents.items() if added.after}
+
+
+async def _claims(bus: NatsBus, config: VotingConfig | None) -> dict[str, int]:
+    subjects = await bus.subject_counts(bus.subjects.epoch("*"))
+    counts = {subject.rpartition(".")[2]: count for subject, count in subjects.items()}
+    since = {name: after for name, after in added_after(config).items() if counts.get(name, 0) > 1}
+    if since:
+        counts |= dict.fromkeys(since, 0)
+        for stored in await bus.read_back(tuple(map(bus.subjects.epoch, since)), min(since.values()) + 1):
+            name = stored.subject.rpartition(".")[2]
+            counts[name] += stored.sequence > since[name]
+    return counts
 
 
 async def collect_status(bus: NatsBus, listen_s: float = LISTEN_S, files: RunFiles = NO_FILES) -> Status:

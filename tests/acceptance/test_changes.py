@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bus.nats.credentials import SERVICES, credentials_from
+from coordinator.dashboard.mirror_source import MirrorSource
 from tests.acceptance.subscriber import Subscriber, SwarmMessage, read_stream
 from tests.acceptance.swarm import (
     AGENTS,
@@ -280,10 +281,17 @@ async def test_agents_come_and_go_while_the_swarm_decides(tmp_path: Path):
         different = {"second": "added", "breakout": "added", "decider": "added", "research-2": "removed"}
         status = (await swarm.command("status", "--json")).json
         assert {one["agent"]: one["change"] for one in status["changes"]} == different
+        restarts = {one["name"]: one["restarts"] for one in status["agents"]}
+        assert restarts["second"] == 0  # it was added three times
         refused = await swarm.command("config", "reset")
         assert (refused.code, "`signalmesh down` first" in refused.err) == (2, True), refused.err
         assert await swarm.end(signal.SIGINT) == 0
         assert (await swarm.command("config", "diff", "--json")).json["changes"] == status["changes"]
+        mirror = MirrorSource(tmp_path / ".signalmesh" / "mirror.sqlite")
+        mirrored = mirror.status()
+        mirror.close()
+        assert mirrored is not None
+        assert {one.name: one.restarts for one in mirrored.agents if one.name in restarts} == restarts
         saved = tmp_path / "saved.toml"
         done = await swarm.command("config", "save", "--out", str(saved))
         assert done.code == 0, done.err
