@@ -216,7 +216,7 @@ class _Restore:
                 row = found.row
                 if not found.intact:
                     self._result.damaged.append(row.sequence)
-                elif row.stored_ns >= oldest_ns or row.headers.get(h.TTL) == "never":
+                elif row.stored_ns >= oldest_ns:
                     await self._fill(reached + 1, row.sequence - 1)
                     await self._put(found)
                     reached = row.sequence
@@ -233,8 +233,7 @@ class _Restore:
 
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
         """The first sequence within the stream's limits with at most MAX_PLACEHOLDERS missing sequences after it."""
-        kept = '(stored_ns >= ? OR instr(CAST(headers AS TEXT), \'"Nats-TTL":"never"\') > 0)'
-        pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608 - constants, and columns of our own
+        pairs = "SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE stored_ns >= ?"
         beginnings = "before IS NULL OR sequence - before > 1"
         sql = f"SELECT sequence, before FROM ({pairs}) WHERE {beginnings} ORDER BY sequence DESC"  # noqa: S608 - constants, and columns of our own
         runs = self._file.rows(sql, oldest_ns)

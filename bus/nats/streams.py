@@ -30,7 +30,6 @@ EDITS = {
     "max_msgs_per_subject": "--max-msgs-per-subject={}",
     "max_msg_size": "--max-msg-size={}",
     "max_consumers": "--max-consumers={}",
-    "allow_msg_ttl": "--allow-msg-ttl",
 }
 """Options of `nats stream edit`, for the settings that it can correct."""
 NO_STORAGE_LEFT = frozenset({10002, 10023, 10047, 10122})
@@ -119,7 +118,7 @@ def expected_streams(
         "allow_direct": True,
         "allow_rollup_hdrs": False,
         "deny_delete": True,
-        "allow_msg_ttl": True,
+        "allow_msg_ttl": False,
         "no_ack": False,
         "sealed": False,
         "discard_new_per_subject": False,

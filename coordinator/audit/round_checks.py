@@ -52,7 +52,9 @@ def _is_late(agent: str, stored: StoredMessage) -> bool:
 class RoundChecker:
     """Follows ticks and decisions. A decider is an agent whose numbered decisions name rounds."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, first: int = 1) -> None:
+        """`first` is the sequence at which the stream begins."""
+        self._first = first
         self.audit = RoundsAudit()
         self._findings = findings
         self._feeds: dict[tuple[str, str], Feed] = {}
@@ -67,7 +69,8 @@ class RoundChecker:
         """These are the changes made at run time from now on."""
         before, self._changes = self._changes, changes
         for name, added in changes.agents.items():
-            if name not in before.agents and not added.continues:
+            # The first VotingConfig that is kept also has the agents that were added before the stream begins.
+            if name not in before.agents and not added.continues and added.after >= self._first - 1:
                 self._starts[name] = added.after
                 self._deciders.pop(name, None)
         for name, removed in changes.removed.items():

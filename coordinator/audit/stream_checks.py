@@ -47,7 +47,7 @@ class Checks:
         self.findings = findings or Findings()
         self._gone, self._gone_by = gone, gone_by
         self.stream = StreamAudit(source=source, first=first, last=last)
-        self.rounds = RoundChecker(self.findings)
+        self.rounds = RoundChecker(self.findings, first)
         self._subjects = subjects
         self._snapshots, self._records = snapshots or {}, records or {}
         self._agents: dict[str, AgentChecks] = {}
@@ -126,7 +126,7 @@ class Checks:
         if sequence != self._next:
             self._missing(self._next, sequence - 1)
         self._next = sequence + 1
-        if stream.kept_from is None and stored.headers.get(h.TTL) != "never":
+        if stream.kept_from is None:
             stream.kept_from = sequence
 
     def _missing(self, first: int, last: int) -> None:

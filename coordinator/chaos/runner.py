@@ -30,6 +30,7 @@ from coordinator.config.changes import apply_changes, read_changes_file
 from coordinator.config.settings import SwarmConfig
 from coordinator.monitor.observer import Observer
 from coordinator.monitor.run_files import config_of
+from coordinator.replay.models import describe_missing
 from coordinator.replay.runner import ReplayRange, replay_bus
 from coordinator.runner.run_record import Run, read_run
 
@@ -323,6 +324,8 @@ class _Chaos:
         replay = await replay_bus(self._bus, self._config, ReplayRange())
         if replay.differences:
             return Verification(name="replay", ok=False, text=replay.differences[0].text)
+        if missing := describe_missing(replay):
+            return Verification(name="replay", ok=False, text=missing)
         if not replay.compared:  # retention has removed the beginning, which is no failure
             return Verification(name="replay", ok=None, text="; ".join(replay.notes) or "nothing could be compared")
         return Verification(

@@ -265,7 +265,11 @@ class _Explainer:
         return window_of(len(found))
 
     async def _follow(self, window: _Window) -> tuple[RoundHistory, list[StoredMessage]]:
-        """The history of the round, and the messages of it that the decider handled."""
+        """The history of the round, and the messages of it that the decider handled.
+
+        Raises:
+            RoundRemoved: the VotingConfig is not stored any more.
+        """
         selected, topic, wanted = self._selected, self._selected.topic, window.wanted
         start = _first_tick(wanted, window.all)
         kinds = (Filter("market", topic), Filter("sentiment", topic), Filter("signal", topic))
@@ -278,6 +282,11 @@ class _Explainer:
         configs = [
             stored for stored in await self._source.read((config,), 1, start - 1) if stored.sequence not in skipped
         ]
+        if not configs and (missing := await self._source.missing(1, start - 1)) is not None:
+            raise RoundRemoved(
+                f"explain {selected.decision_id}: the VotingConfig that was active at its tick is no longer stored: "
+                f"{missing}; {self._source.elsewhere}"
+            )
         later = later_rounds(window.messages, wanted.tick.sequence)
         return follow_round(wanted, window.all, later, configs, messages, self._subjects), messages
 

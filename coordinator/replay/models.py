@@ -8,7 +8,11 @@ from agents.runtime.output_log import output_headers
 from agents.runtime.replay import Mismatch
 from bus.durable.message_ids import is_id
 from bus.messages import headers as h
+from coordinator.audit.models import Hole
 from coordinator.reporting.differences import FieldDifference, payload_differences
+
+MOST_NAMED = 8
+"""Ranges of missing messages that a text lists."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +46,11 @@ class Difference:
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """`replay --json`. `ok`: at least one output was compared, and none differs."""
+    """`replay --json`. `ok`: at least one output was compared, none differs, and `missing` has only what is explained.
+
+    `missing` are the messages that are not stored, though older ones were read; `explained`: retention has meanwhile
+    removed those as well.
+    """
 
     ok: bool
     swarm: str
@@ -56,9 +64,22 @@ class Replay:
     differing: int
     agents: dict[str, ReplayedAgent]
     differences: list[Difference]
+    missing: list[Hole]
     notes: list[str]
     duration_s: float
     inputs_per_s: float
+
+
+def describe_missing(replay: Replay) -> str:
+    """The messages that are missing without a reason; empty if none are."""
+    holes = [f"{hole.first} to {hole.last}" for hole in replay.missing if not hole.explained]
+    if not holes:
+        return ""
+    more = f" and {len(holes) - MOST_NAMED} more ranges" if len(holes) > MOST_NAMED else ""
+    return (
+        f"messages {', '.join(holes[:MOST_NAMED])}{more} are missing, though older ones are stored; what follows them "
+        "is not compared"
+    )
 
 
 def explain(agent: str, mismatch: Mismatch) -> Difference:

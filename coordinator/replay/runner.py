@@ -26,7 +26,9 @@ from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.mirror.reader import MirrorFile
 from coordinator.audit.mirror_checks import stored_of
+from coordinator.audit.models import Hole
 from coordinator.audit.runner import Progress, report_progress
+from coordinator.audit.stream_checks import MAX_HOLES
 from coordinator.config.changes import NO_CHANGES, AddedAgent, Changes, apply_changes, known_traits
 from coordinator.config.loader import to_config_message
 from coordinator.config.overrides import Overrides, apply_overrides
@@ -84,7 +86,9 @@ async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress:
     last = bounds.last if span.last is None else min(span.last, bounds.last)
     reported = reported_by_agents(subjects, await bus.read_back((f"{subjects.ns}.lifecycle.>",), bounds.first))
     messages = scan(bus, (f"{subjects.ns}.>",), bounds.first, last)
-    return await _replay(Recording(bus.url, subjects, bounds.first, last, reported, messages), config, span, progress)
+    recording = Recording(bus.url, subjects, bounds.first, last, reported, messages)
+    replay = await _replay(recording, config, span, progress)
+    return _judged(replay, (await bus.bounds()).first)
 
 
 async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
@@ -112,7 +116,15 @@ async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progre
         if damaged:
             rows_of = "1 row" if damaged == 1 else f"{damaged:,} rows"
             replay.notes.append(f"{rows_of} of the file were changed: `signalmesh audit --file {path}` lists them")
-        return replay
+        return _judged(replay, file.bounds()[0])
+
+
+def _judged(replay: Replay, kept_from: int) -> Replay:
+    """The replay with its verdict on missing messages, if by now nothing before `kept_from` is stored."""
+    for hole in replay.missing:
+        hole.explained = hole.last < kept_from
+    replay.ok = replay.ok and all(hole.explained for hole in replay.missing)
+    return replay
 
 
 def reported_by_agents(subjects: Subjects, messages: Iterable[StoredMessage]) -> dict[str, Reported]:
@@ -177,6 +189,7 @@ class Replayer:
                 continue
             self._begin(settings.spec)
         self._next = 1
+        self._missing: list[Hole] = []
         self._messages = 0
         self._differences: dict[str, Difference] = {}
         self._unknown_writers: dict[str, int] = {}
@@ -211,6 +224,8 @@ class Replayer:
             for replayed in self._listening.get(kind, ()):
                 if kind != "timer" or rest.endswith(f".{replayed.name}"):
                     await self._take(replayed, stored)
+        if self._messages and self._next <= last:
+            self._on_gap(self._next, last)
         for name, replayed in self._agents.items():
             if not replayed.left_out and (mismatches := await replayed.compare_rest()):
                 self._record(name, mismatches)
@@ -260,6 +275,8 @@ class Replayer:
 
     def _on_gap(self, first: int, last: int) -> None:
         """A range of messages is missing: the state of agents that may have had inputs in it cannot be rebuilt."""
+        if first > 1 and len(self._missing) < MAX_HOLES:
+            self._missing.append(Hole(first=first, last=last, explained=False))
         for replayed in self._agents.values():
             replayed.left_out = replayed.left_out or (
                 f"from message {first} on: messages {first} to {last} are missing, and its state needs all of them; "
@@ -343,6 +360,7 @@ class Replayer:
             differing=sum(report.differing for report in reports.values()),
             agents=reports,
             differences=list(self._differences.values()),
+            missing=self._missing,
             notes=self._notes,
             duration_s=round(duration_s, 3),
             inputs_per_s=round(inputs / duration_s, 1) if duration_s else 0.0,

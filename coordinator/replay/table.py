@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from coordinator.replay.models import Difference, Replay
+from coordinator.replay.models import Difference, Replay, describe_missing
 from coordinator.reporting.formatting import counted
 from coordinator.reporting.tables import Column, console, print_table
 
@@ -45,6 +45,8 @@ def print_replay(replay: Replay) -> None:
         out.print(f"note: {note}", markup=False)
     for difference in replay.differences:
         _print_difference(difference)
+    if missing := describe_missing(replay):
+        out.print(Text(missing, "red"))
     if replay.ok:
         out.print(Text(f"identical bytes: {counted(replay.compared, 'output')}", "green"))
     elif replay.differences:

@@ -1,9 +1,9 @@
 """Old claims and an old VotingConfig: the leader renews them before the stream removes them.
 
 The stream removes its oldest messages, by age and by size, whatever they are. Without its claim the fence refuses an
-incarnation, and without a VotingConfig a new reader has no settings. So what is in the older half of what the stream
-keeps is renewed: the VotingConfig is published again, each agent is drained and started again, one after another, and
-the leader ends its term, for a new one.
+incarnation, and without a VotingConfig a new reader has no settings. So what has become old is renewed: the
+VotingConfig is published again, each agent is drained and started again, one after another, and the leader ends its
+term, for a new one.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ DRAIN_S = 10.0
 """An agent that has not drained after so many seconds is killed."""
 READY_S = 10.0
 """How long the next agent waits for the successor of the last one to become ready."""
+CLAIM_SHARE = 1 / 2
+CONFIG_SHARE = 1 / 16
+"""Shares of what the stream keeps, from its end on, beyond which a message is old. A VotingConfig is renewed sooner:
+the decisions that are kept from before the first one cannot be explained."""
 FULL = 0.9
 """Share of its bytes from which on a stream is about to remove its oldest messages."""
 
@@ -51,15 +55,15 @@ class StreamSpan:
     max_age_s: float = 0.0
     full: bool = False
 
-    def why_old(self, sequence: int, stored_at: datetime) -> str | None:
-        """Why this message must be renewed; None: it need not be yet."""
+    def why_old(self, sequence: int, stored_at: datetime, share: float) -> str | None:
+        """Why this message must be renewed, as it is not in that share of what is kept; None: it need not be yet."""
         if sequence < self.first:
             return "is no longer stored"
         age_s = (self.now - stored_at).total_seconds()
-        if self.max_age_s and age_s > self.max_age_s / 2:
+        if self.max_age_s and age_s > self.max_age_s * share:
             return f"is {_duration(age_s)} old, and the stream keeps messages for {_duration(self.max_age_s)}"
-        if self.full and sequence < (self.first + self.last) / 2:
-            return "is in the older half of a stream that is full"
+        if self.full and sequence < self.last - (self.last - self.first) * share:
+            return "is in the older part of a stream that is full"
         return None
 
 
@@ -174,7 +178,7 @@ class Renewal:
             if stored is None:
                 return None  # removed just now: the next check finds it gone
             claimed_at = self._claimed_at[name, epoch] = _stored_at(stored)
-        return span.why_old(epoch, claimed_at or span.now)
+        return span.why_old(epoch, claimed_at or span.now, CLAIM_SHARE)
 
     async def _replace(self, replacing: _Replacing) -> None:
         """Have the incarnation drain, which saves its state; the policy starts its successor."""
@@ -196,7 +200,7 @@ class Renewal:
 
 
 def _is_old(span: StreamSpan, stored: StoredMessage) -> bool:
-    return span.why_old(stored.sequence, _stored_at(stored)) is not None
+    return span.why_old(stored.sequence, _stored_at(stored), CONFIG_SHARE) is not None
 
 
 def _stored_at(stored: StoredMessage) -> datetime:

@@ -132,13 +132,42 @@ async def test_settings_and_agents_that_differ_from_the_recorded_ones_are_noted(
 
 
 async def test_a_stream_without_its_beginning_is_not_compared(tmp_path: Path, good: Recorded):
-    gone = tuple(m.sequence for m in good.messages[:1000] if m.headers.get(h.TTL) != "never")
-    async with copied(tmp_path, good, without=gone) as bus:
+    async with copied(tmp_path, good, without=tuple(range(1, 1001))) as bus:
         replay = await replay_bus(bus, config(), ReplayRange())
     assert not replay.ok
     assert replay.compared == 0
-    assert replay.differences == []
+    assert (replay.differences, replay.missing) == ([], [])
     assert all("--file" in (agent.left_out or "") for agent in replay.agents.values())
+
+
+@pytest.mark.parametrize("by", ["the server", "the file"])
+async def test_what_is_missing_between_others_fails_and_is_named(tmp_path: Path, good: Recorded, by: str):
+    """Nothing in it differs: what follows the gap cannot be compared. Its end alone is missing as well."""
+    (tmp_path / "swarm.toml").write_text(exact_toml(rounds=LENGTH))
+    lost = good.find("swarm.decision.", Mesh_Output=200).sequence
+    last = good.messages[-1].sequence
+    named = f"messages {lost} to {lost}, {last - 4} to {last - 3} are missing, though older ones are stored"
+    gone = (lost, last - 4, last - 3)
+    if by == "the file":
+        path = await mirrored(tmp_path / "mirror.sqlite", good)
+        for sequence in gone:
+            damage(path, "DELETE FROM messages WHERE sequence = ?", sequence)
+        result, as_json = [
+            await run_command(tmp_path, "replay", "--file", str(path), *more) for more in ((), ["--json"])
+        ]
+    else:
+        async with copied(tmp_path / "server", good, without=gone) as bus:
+            result, as_json = [
+                await run_command(tmp_path, "replay", "--nats", bus.url, *more) for more in ((), ["--json"])
+            ]
+    assert result.code == as_json.code == 1
+    assert named in " ".join(result.out.split())
+    assert "identical bytes" not in result.out
+    assert as_json.json["differences"] == []
+    assert as_json.json["missing"] == [
+        {"first": lost, "last": lost, "explained": False},
+        {"first": last - 4, "last": last - 3, "explained": False},
+    ]
 
 
 async def test_a_mirrors_file_without_a_bus(tmp_path: Path, good: Recorded):

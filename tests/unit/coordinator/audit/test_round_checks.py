@@ -17,10 +17,10 @@ AT = datetime(2020, 1, 1, tzinfo=UTC)
 class Stream:
     """Puts ticks and decisions on an imagined stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1) -> None:
         self.findings = Findings()
-        self.rounds = RoundChecker(self.findings)
-        self.sequence = 0
+        self.rounds = RoundChecker(self.findings, first)
+        self.sequence = first - 1
 
     def _stored(self, subject: str) -> StoredMessage:
         self.sequence += 1
@@ -185,6 +185,17 @@ def test_a_decider_that_was_added_decides_from_where_it_began_to_read():
     stream.decide("A:feed:4", agent="added")
     [text] = stream.texts
     assert "A:feed:4 is decided, but not the rounds before it: A:feed:3" in text
+
+
+def test_a_decider_that_was_added_before_the_stream_begins_goes_on_at_the_first_config_that_is_kept():
+    stream = Stream(first=100)
+    stream.rounds.forget()
+    stream.tick(7)
+    stream.decide("A:feed:7", agent="added")
+    stream.rounds.changed(changed({"added": AddedAgent(table={}, after=40)}))
+    stream.tick(8)
+    stream.decide("A:feed:8", agent="added")
+    assert stream.texts == []
 
 
 def test_a_decider_that_was_removed_for_good_decides_nothing_until_it_is_added_again():

@@ -283,6 +283,7 @@ PRINTED: dict[str, Any] = {
     "replay": Replay(
         ok=False, swarm="swarm", source="nats://h:1", config="swarm.toml", first=1, last=9, messages=9, inputs=4,
         compared=2, differing=1, duration_s=0.1, inputs_per_s=40.0, notes=["n"],
+        missing=[Hole(first=3, last=4, explained=False)],
         agents={"a": ReplayedAgent(kind="k", left_out="why")},
         differences=[
             Difference(
