@@ -6,6 +6,7 @@ copy in the state directory, for commands without a bus and for a swarm whose st
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -132,6 +133,11 @@ class Changes:
 
 
 NO_CHANGES = Changes()
+SECTIONS = ("agents", "removed", "moved", "sandboxes", "removed_sandboxes")
+"""The fields of Changes with a change for each name."""
+SavedChanges = Mapping[str, Mapping[str, str]]
+"""Of each section: name -> digest of the change that was saved."""
+NOTHING_SAVED: SavedChanges = {}
 
 
 def encode_changes(changes: Changes) -> dict[str, Any]:
@@ -195,10 +201,11 @@ def write_saved_changes(state_dir: Path, file: Path, changes: Changes) -> None:
     Raises:
         OSError: the record cannot be written.
     """
-    _write(state_dir / SAVED_FILE, {"file": str(file.resolve()), "changes": encode_changes(changes)})
+    saved = {section: {name: _digest(item) for name, item in getattr(changes, section).items()} for section in SECTIONS}
+    _write(state_dir / SAVED_FILE, {"file": str(file.resolve()), "saved": saved})
 
 
-def read_saved_changes(state_dir: Path, config: SwarmConfig) -> Changes:
+def read_saved_changes(state_dir: Path, config: SwarmConfig) -> SavedChanges:
     """The changes that were saved into the file of `config` while this swarm had them; none without a record.
 
     Raises:
@@ -208,10 +215,10 @@ def read_saved_changes(state_dir: Path, config: SwarmConfig) -> Changes:
     try:
         record = parse_json(read_limited(path))
         if config.file == BUILT_IN or record["file"] != str(Path(config.file).resolve()):
-            return NO_CHANGES
-        return to_changes(record["changes"])
+            return NOTHING_SAVED
+        return msgspec.convert(record["saved"], dict[str, dict[str, str]])
     except (FileNotFoundError, NotADirectoryError):
-        return NO_CHANGES
+        return NOTHING_SAVED
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); remove it, and see `signalmesh config diff`") from None
 
@@ -222,8 +229,18 @@ def forget_saved_changes(state_dir: Path, config: SwarmConfig) -> None:
     Raises:
         OSError, UsageError: it cannot be read or removed.
     """
-    if read_saved_changes(state_dir, config).revision:
+    if read_saved_changes(state_dir, config):
         (state_dir / SAVED_FILE).unlink()
+
+
+def _unsaved(changes: Changes, section: str, saved: SavedChanges) -> dict[str, Any]:
+    digests = saved.get(section, {})
+    return {name: item for name, item in getattr(changes, section).items() if digests.get(name) != _digest(item)}
+
+
+def _digest(item: Any) -> str:
+    """Of one change: the record is no copy of commands and options, which a removal may forget."""
+    return hashlib.sha256(orjson.dumps(item, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def origin_of(spec: AgentSpec) -> dict[str, Any]:
@@ -291,7 +308,7 @@ def _placed(item: AgentSettings, sandbox: str) -> AgentSettings:
     return replace(item, spec=replace(item.spec, sandbox=sandbox))
 
 
-def without_configured(config: SwarmConfig, changes: Changes, saved: Changes = NO_CHANGES) -> Changes:
+def without_configured(config: SwarmConfig, changes: Changes, saved: SavedChanges = NOTHING_SAVED) -> Changes:
     """The changes by which the swarm differs from the file of `config`; the next revision, if these are not all.
 
     What the file has by now is left out, and so is what was `saved` into it, whatever it says since: somebody has
@@ -302,22 +319,16 @@ def without_configured(config: SwarmConfig, changes: Changes, saved: Changes = N
     """
     own = {item.spec.name: item for item in config.agents}
     present = {spec.name: spec for spec in config.sandboxes}
-    unsaved = replace(
-        changes,
-        agents={name: item for name, item in changes.agents.items() if saved.agents.get(name) != item},
-        removed={
-            name: replace(item, configured=name in own)
-            for name, item in changes.removed.items()
-            if name not in own or saved.removed.get(name) != item
-        },
-        moved={name: move for name, move in changes.moved.items() if saved.moved.get(name) != move},
-        sandboxes={name: table for name, table in changes.sandboxes.items() if saved.sandboxes.get(name) != table},
-        removed_sandboxes={
-            name: item
-            for name, item in changes.removed_sandboxes.items()
-            if item.configured and name in present and saved.removed_sandboxes.get(name) != item
-        },
-    )
+    left: dict[str, Any] = {section: _unsaved(changes, section, saved) for section in SECTIONS}
+    left["removed"] = {  # those that are not in the file stay, for what their states belong to
+        name: replace(item, configured=name in own)
+        for name, item in changes.removed.items()
+        if name not in own or name in left["removed"]
+    }
+    left["removed_sandboxes"] = {
+        name: item for name, item in left["removed_sandboxes"].items() if item.configured and name in present
+    }
+    unsaved = replace(changes, **left)
     changed = [
         {item.spec.name: item for item in apply_changes(config, way).agents}
         for way in (unsaved, replace(unsaved, moved={}))
@@ -337,10 +348,10 @@ def without_configured(config: SwarmConfig, changes: Changes, saved: Changes = N
         for name, table in unsaved.sandboxes.items()
         if present.get(name) != sandbox_spec(config.file, name, table)
     }
-    left = replace(unsaved, agents=added, moved=moved, sandboxes=sandboxes)
-    if left == changes:
+    found = replace(unsaved, agents=added, moved=moved, sandboxes=sandboxes)
+    if found == changes:
         return changes
-    return replace(left, revision=changes.revision + 1, change="without what swarm.toml has")
+    return replace(found, revision=changes.revision + 1, change="without what swarm.toml has")
 
 
 def _is_same(own: AgentSettings, added: AgentSettings) -> bool:

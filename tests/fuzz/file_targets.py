@@ -8,6 +8,7 @@ import contextlib
 import functools
 import gzip
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ from bus.mirror.writer import MirrorStore
 from bus.observability.otel_env import read_exporting
 from coordinator.config.changes import (
     CHANGES_FILE,
+    NO_CHANGES,
     SAVED_FILE,
     apply_changes,
     encode_changes,
     read_changes_file,
     read_saved_changes,
     to_changes,
+    without_configured,
 )
 from coordinator.config.loader import BUILT_IN, load_swarm, parse_swarm
 from coordinator.config.secrets import _checked as checked_secret
@@ -105,20 +108,23 @@ def records(data: bytes) -> None:
 @target(
     b'{"revision":1,"added":{"a":{"table":{"kind":"momentum","sandbox":"base"},"origin":{}}}}',
     b'{"revision":2,"removed":{"a":{"after":3,"forget":true}},"moved":{"b":{"to":"base","after":1}}}',
-    b'{"file":"x","changes":{"revision":1}}',
+    b'{"file":"/x.toml","saved":{"agents":{"a":"00"},"moved":{}}}',
 )
 def changes(data: bytes) -> None:
     """What was changed at run time, as the state directory has it."""
     config, base = _built_in()
     written(CHANGES_FILE, data)
     written(SAVED_FILE, data)
-    for read in (lambda: read_changes_file(directory()), lambda: read_saved_changes(directory(), config)):
-        try:
-            found = read()
-            assert to_changes(orjson.loads(orjson.dumps(encode_changes(found)))) == found
-            apply_changes(base, found)
-        except UsageError as error:
-            check_problem(error)
+    try:
+        found = read_changes_file(directory())
+        assert to_changes(orjson.loads(orjson.dumps(encode_changes(found)))) == found
+        apply_changes(base, found)
+    except UsageError as error:
+        check_problem(error)
+    try:
+        without_configured(config, NO_CHANGES, read_saved_changes(directory(), replace(config, file="/x.toml")))
+    except UsageError as error:
+        check_problem(error)
 
 
 @functools.cache
