@@ -72,7 +72,7 @@ from coordinator.security.admission import (
     foreign_remark,
     is_from_before_keys,
 )
-from coordinator.security.connections import ConnectionWatch, HandshakeWatch
+from coordinator.security.connections import ConnectionWatch, ConsumerWatch, HandshakeWatch
 from coordinator.security.enforcement import EXPORT, check_enforced
 from coordinator.security.keys import (
     KeyStore,
@@ -116,6 +116,8 @@ class Up:
         """With keys: what the server has refused."""
         self._crowds: ConnectionWatch | None = None
         """With keys: who has too many connections."""
+        self._consumers: ConsumerWatch | None = None
+        """With keys: who has too many consumers."""
         self._tls: ServedTls | None = None
         self._handshakes = HandshakeWatch()
         self._reloader: KeyReloader | None = None
@@ -186,6 +188,7 @@ class Up:
             if self._keys is not None:
                 self._violations = ViolationLog(self._server.log_file), ViolationReports(self._keys.owner)
                 self._crowds = ConnectionWatch(self._keys.owner)
+                self._consumers = ConsumerWatch(self._keys.owner, self._reading_names)
             await self._server.start()
             self.url = self._server.url
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
@@ -274,6 +277,11 @@ class Up:
                 continue  # the server has read it since
             reports.add(violation)
         reports.publish(self._events)
+
+    def _reading_names(self) -> list[str]:
+        """The names by which agents and hosts make consumers."""
+        hosts = (f"sandbox-{sandbox.name}" for sandbox in self.config.sandboxes)
+        return [*(agent.spec.name for agent in self.config.agents), *hosts]
 
     async def _find_denied(self, *, quiet: bool) -> list[Denial]:
         agents = [item.spec.name for item in self.config.agents if not item.external]
@@ -430,6 +438,8 @@ class Up:
                     gone = await warn_of_deleted_stream(self.bus, warned=gone)
                     if not gone:
                         await self._changes.look(self.bus)
+                        if self._consumers is not None:
+                            await self._consumers.look(self.bus, self._events)
             if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._crowds is not None and self._server is not None:
                 await self._crowds.look(self._server, self._events)
             if count % CHECKS_PER_PERMISSION_CHECK == 0 and self._server is None:

@@ -1,25 +1,32 @@
-"""What the swarm's own server tells of its connections: how many each key has, and which TLS handshakes have failed.
+"""What the swarm's own server tells of its clients: connections of each key, failed TLS handshakes, and consumers.
 
-A process has one connection, a captured one may open thousands.
+A process has one connection and few consumers, a captured one may make thousands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import orjson
 import structlog
 
 from bus.durable.events import EventPublisher
+from bus.errors import BusError
+from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG
+from bus.nats.bus import NatsBus
 from bus.server.config import HANDSHAKE_S
 from bus.server.monitoring import listed, read_monitoring
 from bus.server.supervisor import NatsServer
 from bus.utils.attempt_counts import AttemptCounts
 
-__all__ = ["MAX_CONNECTIONS", "ConnectionWatch", "HandshakeWatch", "count_connections"]
+__all__ = ["MAX_CONNECTIONS", "ConnectionWatch", "ConsumerWatch", "HandshakeWatch", "count_connections"]
 
 MAX_CONNECTIONS = 64
 """Of one key. The operator's is used by commands, a subscriber's by a program with some processes."""
@@ -28,6 +35,17 @@ LISTED_CLOSED = 1024
 CLOSED_MEANWHILE = 64
 """Connections that may have ended between two requests."""
 FAILED = "TLS Handshake Failure"
+FULL = 0.75
+"""Of the consumers that a stream may have: beyond, those are deleted that no process needs."""
+KEPT = 16
+"""Consumers of one process that are then left, the oldest; it has two at a time."""
+DELETED_AT_ONCE = 256
+AUDIT = "$JS.EVENT.ADVISORY.API"
+CREATE = "$JS.API.CONSUMER.CREATE."
+PROCESSES = ("up", WATCHDOG, "mirror", "metrics", "webhook", DASHBOARD, PROVIDER, "signalmesh", "doctor", "certify")
+"""What the names of consumers begin with, beside those of agents and hosts; `signalmesh` are commands."""
+_NAME = re.compile(r"(?P<owner>.+)-[0-9A-Za-z]{22}")
+"""Of a consumer, as `bus.nats.consumer.Reader` makes it."""
 
 log = structlog.get_logger("signalmesh.up")
 
@@ -107,3 +125,93 @@ class HandshakeWatch:
             and datetime.fromisoformat(each["stop"]) - datetime.fromisoformat(each["start"])
             < timedelta(seconds=HANDSHAKE_S)
         }
+
+
+class ConsumerWatch:
+    """Makes room in the stream's limit of consumers if somebody fills it: without, no agent that dies recovers.
+
+    The server does not keep who has made a consumer. It reports requests to whoever listens; as that costs it some
+    time, this listens only from the first time on that the limit is almost reached until nobody makes too many.
+    """
+
+    def __init__(self, who: Callable[[str], str | None], names: Callable[[], Iterable[str]]) -> None:
+        """`who` names the owner of a public key, `names` are those of the connections of agents and hosts."""
+        self._who, self._names = who, names
+        self._counts: AttemptCounts[str] = AttemptCounts()
+        self._makers: dict[str, str] = {}
+        """Consumer -> public key of its maker."""
+        self._audit: Any = None
+
+    async def look(self, bus: NatsBus, events: EventPublisher) -> None:
+        """Delete what is too much, and alert about it at once and then once a minute.
+
+        Raises:
+            BusTimeout, Disconnected, Refused: the server does not answer now, or there is no stream.
+        """
+        stream = bus.subjects.stream
+        info = await bus.api(f"STREAM.INFO.{stream}")
+        count, most = info["state"]["consumer_count"], info["config"]["max_consumers"]
+        if self._audit is None and (most <= 0 or count < FULL * most):
+            return
+        if self._audit is None:
+            self._audit = await bus.listen_directly(AUDIT, lambda received: self._note(received.data))
+        surplus = surplus_of(await _consumers(bus), {*PROCESSES, *self._names()})
+        makers = Counter(self._who(self._makers[name]) or "" if name in self._makers else "" for name in surplus)
+        self._makers.clear()
+        if not surplus:
+            await self._audit.close()
+            self._audit = None
+        for at in range(0, len(surplus), DELETED_AT_ONCE):
+            await asyncio.gather(*(_delete(bus, name) for name in surplus[at : at + DELETED_AT_ONCE]))
+        for owner in makers.elements():
+            self._counts.add(owner, "")
+        for owner, number in self._counts.due():
+            self._report(events, owner, number, most)
+
+    def _note(self, data: bytes) -> None:
+        report = orjson.loads(data)
+        subject, client = str(report.get("subject", "")), report.get("client") or {}
+        if subject.startswith(CREATE):
+            self._makers[subject.removeprefix(CREATE).split(".")[1]] = str(client.get("user", ""))
+
+    def _report(self, events: EventPublisher, owner: str, count: int, most: int) -> None:
+        known = owner or "a client whose key is not known yet"
+        remedy = f"`signalmesh keys rotate {owner}` cuts it off" if owner and " " not in owner else ""
+        log.warning("too_many_consumers", who=owner, count=count)
+        events.alert(
+            "critical",
+            "too_many_consumers",
+            f"{known} has made {count} consumers that no process of the swarm needs; they were deleted, because the "
+            f"stream can have {most}, and an agent needs one to recover" + (f": {remedy}" if remedy else ""),
+            who=owner,
+            count=count,
+        )
+
+
+def surplus_of(consumers: Iterable[Mapping[str, Any]], names: Collection[str]) -> list[str]:
+    """The names of the consumers that no process needs: of unknown names, and of one process beyond the oldest."""
+    kept: Counter[str] = Counter()
+    surplus = []
+    for consumer in sorted(consumers, key=lambda each: str(each["created"])):
+        name = str(consumer["name"])
+        made = _NAME.fullmatch(name)
+        owner = made["owner"] if made is not None else name
+        if owner in names and kept[owner] < KEPT:
+            kept[owner] += 1
+        else:
+            surplus.append(name)
+    return surplus
+
+
+async def _consumers(bus: NatsBus) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while True:
+        page = await bus.api(f"CONSUMER.LIST.{bus.subjects.stream}", {"offset": len(found)})
+        found += page.get("consumers") or []
+        if not page.get("consumers") or len(found) >= page["total"]:
+            return found
+
+
+async def _delete(bus: NatsBus, name: str) -> None:
+    with contextlib.suppress(BusError):  # it has ended, or the next look deletes it
+        await bus.api(f"CONSUMER.DELETE.{bus.subjects.stream}.{name}")

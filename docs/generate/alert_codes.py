@@ -57,6 +57,7 @@ MEANINGS = {
     "tick_out_of_order": "A tick was out of order; the feed continues before it.",
     "tick_refused": "A tick opens no round: too many rounds or feeds are open, or its number is out of range.",
     "tick_repeated": "A tick repeats a number of its feed. It opens no round.",
+    "too_many_consumers": "Consumers have almost filled the stream's limit. Those that no process needs were deleted.",
     "too_many_connections": "One key has more connections than any process needs. It is named.",
     "unknown_message_kind": "Messages of a kind that no process reads are stored.",
     "watchdog_died": "A watchdog ended. `up` starts it again.",

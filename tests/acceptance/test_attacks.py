@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from agents.host.api_gateway import MAX_CONSUMERS as MOST_OF_AN_AGENT
 from agents.host.api_gateway import ApiGateway
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim
-from bus.errors import LimitReached, NotAdmitted, Refused
+from bus.errors import NotAdmitted, Refused
 from bus.nats.bus import NatsBus
 from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed, take
-from bus.nats.streams import MAX_CONSUMERS, StreamLimits, ensure_streams
+from bus.nats.streams import StreamLimits, ensure_streams
 from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.monitor.status import collect_status
@@ -32,7 +31,7 @@ from coordinator.security.reloading import KeyReloader
 from coordinator.security.violations import ViolationLog, ViolationReports
 from coordinator.telemetry.labels import Names
 from coordinator.telemetry.stream_metrics import StreamMetrics
-from tests.support.attacking import AGENT, GUARD_S, MARKER, connected, is_served, lands, server, spies
+from tests.support.attacking import AGENT, GUARD_S, MARKER, alerts_of, connected, is_served, lands, server, spies
 from tests.support.secured import UNNAMED, Secured, default_swarm
 
 __all__ = ["server"]
@@ -425,15 +424,6 @@ async def test_a_refused_request_is_alerted_once_with_the_agent(server: Secured,
 # -- counted, and limited
 
 
-async def alerts_of(operator: NatsBus, code: str) -> list[dict[str, Any]]:
-    """Those of `up`, and none that an attacker has stored without any JSON in it."""
-    found: list[dict[str, Any]] = []
-    for each in await operator.read_back(("swarm.alert.*.up",), 1):
-        with contextlib.suppress(orjson.JSONDecodeError):
-            found.append(orjson.loads(each.data))
-    return [alert for alert in found if alert.get("code") == code]
-
-
 async def test_what_is_refused_is_counted_and_alerted_once_with_who_did_it(server: Secured, config: ResolvedSwarm):
     if server.is_open:
         pytest.skip("nothing is refused")
@@ -489,31 +479,6 @@ async def test_a_message_larger_than_the_limit_ends_the_connection_alone(server:
         assert await lands(operator, operator, MARKER)
 
 
-async def test_a_flood_of_consumers_ends_at_the_limit_and_readers_go_on(server: Secured):
-    """The limit is the stream's own: a server without keys has it too."""
-    async with connected(server, "sandbox-base") as (operator, captured):
-        received: list[int] = []
-        reader = await operator.follow(("swarm.alert.>",), 1, lambda stored: received.append(stored.sequence))
-        names = [f"evil-{number}" for number in range(MAX_CONSUMERS)]
-
-        async def create(name: str) -> bool:
-            config = {**EVIL, "name": name, "durable_name": name}
-            try:
-                await captured.api(f"CONSUMER.CREATE.swarm_events.{name}", {**CONSUMER, "config": config}, 60.0)
-            except LimitReached:
-                return False
-            return True
-
-        created = [done for at in range(0, MAX_CONSUMERS, 256) for done in await batch(create, names[at : at + 256])]
-        assert 0 < created.count(False) < MAX_CONSUMERS
-        stored = await operator.publish(MARKER, b"{}")
-        async with asyncio.timeout(GUARD_S):
-            while stored.sequence not in received:
-                await operator.flush()
-        await reader.close()
-        await batch(lambda name: is_served(operator, f"CONSUMER.DELETE.swarm_events.{name}"), names)
-
-
 async def test_a_captured_agent_keeps_few_consumers(server: Secured, config: ResolvedSwarm):
     async with hosted(server, config) as (operator, hosted_agent), connected(server, AGENT) as (_, direct):
         agent = direct if server.is_open else hosted_agent
@@ -550,10 +515,6 @@ async def test_nobody_sets_how_long_its_own_messages_are_kept(server: Secured, s
         assert (await captured.publish(subject, b"{}")).sequence
         with pytest.raises(Refused, match=r"per-message TTL is disabled \(error 10166\)"):
             await captured.publish(subject, b"{}", {"Nats-TTL": lifetime})
-
-
-async def batch(work: Callable[[str], Awaitable[bool]], names: list[str]) -> list[bool]:
-    return await asyncio.gather(*map(work, names))
 
 
 async def test_an_old_message_of_another_is_not_published_again(server: Secured):

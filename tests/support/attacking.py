@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -86,3 +87,12 @@ async def spies(operator: NatsBus, attacker: NatsBus, subject: str, sent: str) -
         assert await lands(operator, operator, MARKER)
     await attacker.flush()
     return b"secret" in received
+
+
+async def alerts_of(operator: NatsBus, code: str) -> list[dict[str, Any]]:
+    """Those of `up`, and none that an attacker has stored without any JSON in it."""
+    found: list[dict[str, Any]] = []
+    for each in await operator.read_back(("swarm.alert.*.up",), 1):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            found.append(orjson.loads(each.data))
+    return [alert for alert in found if alert.get("code") == code]
