@@ -121,7 +121,7 @@ async def test_assistants_change_the_agents_of_a_running_swarm(tmp_path: Path, t
             left = (await answer(client, "sandbox_remove", sandbox="extra", confirm=True))["result"]
             assert [(one["agent"], one["status"]) for one in left["moved"]] == [("momentum-1", "running")]
             gone = (await answer(client, "agent_remove", agent="fourth-vote", forget=True, confirm=True))["result"]
-            assert gone == {"agent": "fourth-vote", "forgotten": True}
+            assert gone == {"agent": "fourth-vote", "forgotten": True, "warnings": []}
             status = await same_figures(swarm, client)
             assert {one["name"] for one in status["agents"]} == {*AGENTS, "momentum-1"}
 
