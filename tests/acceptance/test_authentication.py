@@ -21,6 +21,7 @@ from coordinator.security.keys import KeyStore
 from tests.acceptance.faults import kill_agents, kill_host, kill_server
 from tests.acceptance.subscriber import Subscriber
 from tests.acceptance.swarm import AGENTS, SANDBOXES, Ends, Swarm, agents_toml, run_command
+from tests.support.secured import pid_of
 
 
 def server_log(swarm: Swarm) -> str:
@@ -345,7 +346,7 @@ def _identities(listener: Subscriber, code: str) -> set[str]:
 
 def _is_served(swarm: Swarm, pid: int) -> bool:
     """Whether the server has a connection with this process, which may be stopped and not learn of its end."""
-    [server] = [process for process in swarm.all_agents() if process.name().startswith("nats-server")]
+    server = psutil.Process(pid_of(swarm.directory / ".signalmesh" / "nats"))
     port = urlsplit(swarm.url).port
     own = {each.laddr.port for each in psutil.Process(pid).net_connections(kind="tcp") if each.raddr[1:] == (port,)}
     return any(each in own for one in server.net_connections(kind="tcp") for each in one.raddr[1:])
