@@ -33,6 +33,10 @@ REQUESTS = ("restart", "revive")
 """Requests to the watchdog that the dashboard makes."""
 PROTOCOL_INBOX = f"{inbox_of(PROTOCOL_SERVICE)}.>"
 """Where the SDKs of the Synadia Agent Protocol await answers, whatever inbox prefix their connection has."""
+DISCOVERY = ("PING", "INFO", "STATS")
+"""Requests of service discovery."""
+SHARED_SERVICES = ("", f".{PROTOCOL_SERVICE}", f".{PROTOCOL_SERVICE}.*")
+"""What discovery asks all agents at once, and the instances of the service that all have; their ids are random."""
 ORDERS = ("spawn", "kill", "signal", "check", "probe")
 """Requests to a sandbox host."""
 
@@ -77,8 +81,8 @@ def agent_permissions(spec: AgentSpec, memory_key: str, subjects: Subjects) -> P
             subjects.epoch(name),
             f"{ns}.control.{name}.*",
             *(subjects.protocol(verb, name) for verb in ("prompt", "status")),
-            "$SRV.*",
-            *(f"$SRV.*.{service}" for each in (name, PROTOCOL_SERVICE) for service in (each, f"{each}.*")),
+            *(f"$SRV.{verb}{service}" for verb in DISCOVERY for service in SHARED_SERVICES),
+            *(f"$SRV.*.{own}" for own in (name, f"{name}.*")),
         ),
     )
 

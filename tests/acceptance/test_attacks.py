@@ -184,6 +184,12 @@ SPIED = [
     ("$JS.>", "$JS.API.STREAM.INFO.swarm_events"),
     ("in.>", "in.swarm.alert.info.operator"),
     ("_API.>", "_API.swarm.coordinator.STREAM.INFO.swarm_events"),
+    ("$SRV.>", "$SRV.PING"),
+    ("$SRV.*", "$SRV.PING"),
+    ("$SRV.*.agents.*", "$SRV.PING.agents.x"),
+    ("$SRV.PING.*", "$SRV.PING.coordinator"),
+    ("$SRV.INFO.coordinator", "$SRV.INFO.coordinator"),
+    ("$SRV.STATS.coordinator.*", "$SRV.STATS.coordinator.x"),
 ]
 
 
@@ -197,6 +203,13 @@ async def test_nothing_is_received_that_is_meant_for_another(server: Secured, at
                 assert await spies(agent, captured, subject, sent) is server.is_open
         else:
             assert await spies(operator, captured, subject, sent) is server.is_open
+
+
+@pytest.mark.parametrize("subject", ["$SRV.PING", "$SRV.INFO.agents", "$SRV.STATS.agents.*"])
+async def test_an_agent_receives_discovery_that_asks_all(server: Secured, subject: str):
+    """Each has to answer it. The ids of instances are random, so that permissions cannot name an agent's own."""
+    async with connected(server, AGENT) as (operator, captured):
+        assert await spies(operator, captured, subject, subject.replace("*", "x"))
 
 
 ORDERS = ["swarm.control.base.spawn", "swarm.control.*.spawn", "*.control.*.*", "swarm.>", ">"]
