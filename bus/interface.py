@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bus.errors import BusError
-from bus.messages import Message, decode
+from bus.messages import Message, check_lifetime, decode
 from bus.messages.subjects import Subjects
 
 Headers = Mapping[str, str]
@@ -43,9 +43,11 @@ class StoredMessage:
         """The payload by its kind.
 
         Raises:
-            MessageError: the subject is none of this swarm's, or the payload is malformed.
+            MessageError: the subject is none of this swarm's, the payload is malformed, or the message has a lifetime.
         """
-        return decode(subjects.parse(self.subject), self.subject, self.data)
+        address = subjects.parse(self.subject)
+        check_lifetime(address, self.subject, self.headers)
+        return decode(address, self.subject, self.data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from agents.runtime.tracing import AgentTracing
 from bus.durable.snapshots import Snapshot
 from bus.errors import MeshError, MessageError, UsageError
 from bus.interface import StoredMessage
-from bus.messages import KIND_OF, Event, Timer, decode
+from bus.messages import KIND_OF, Event, Timer, check_lifetime, decode
 from bus.messages.subjects import Subjects
 from bus.utils.aio import current_task_or_none, is_cancelled
 from bus.utils.error_text import describe_error
@@ -307,6 +307,7 @@ class InputProcessor:
             own = address.agent == self._context.name
             if own and address.kind != "timer" and not self._agent.receives_own_messages:
                 return None
+            check_lifetime(address, stored.subject, stored.headers)
             message = decode(address, stored.subject, stored.data)
         except MessageError as error:
             self.poison += 1

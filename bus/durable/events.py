@@ -119,8 +119,8 @@ class EventPublisher:
         self._put(self._subjects.alert(severity, self.writer), encode(alert), once, same=alert if once else None)
 
     def config(self, config: VotingConfig) -> None:
-        """Publish the active settings."""
-        self._put(self._subjects.config(self.writer), encode(config), None)
+        """Publish the active settings, without a maximum age."""
+        self._put(self._subjects.config(self.writer), encode(config), None, {h.TTL: "never"})
 
     def _report_squatted(self, entry: Entry, sequence: int, stored: StoredMessage | None) -> None:
         """Alert once for each squatter: the outbox has used ids that cannot be guessed from the first one on."""

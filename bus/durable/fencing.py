@@ -1,8 +1,9 @@
 """Claims: a new incarnation of an agent claims an epoch; from then on the stream refuses the older incarnation.
 
 A claim is a compare-and-set on `{ns}.epoch.{agent}`; its stream sequence is the incarnation's epoch and the fencing
-token of all its messages. The stream removes it with its oldest messages, and the fence then refuses the incarnation:
-the leading watchdog renews claims before that (coordinator/supervisor/renewal.py).
+token of all its messages. It never expires, despite the stream's age limit: without the claim the fence would refuse
+every incarnation. A full stream removes it all the same; the leading watchdog renews claims before that
+(coordinator/supervisor/renewal.py).
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def claim_parts(
     headers = {
         h.EXPECTED_LAST_SUBJECT_SEQUENCE: str(expect),
         h.EXPECTED_LAST_SUBJECT: bus.subjects.epoch(agent),
+        h.TTL: "never",
     }
     return encode(message), headers
 

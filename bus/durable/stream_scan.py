@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
 from bus.errors import BusTimeout
 from bus.interface import Bus, StoredMessage
+from bus.messages import headers as h
 
 SILENCE_S = 10.0
 """After this long without a message the stream's bounds are checked again: the rest may have expired."""
@@ -41,6 +43,27 @@ async def scan(bus: Bus, filters: tuple[str, ...], first: int, last: int) -> Asy
                 return
     finally:
         await reader.close()
+
+
+async def kept_from(bus: Bus) -> int:
+    """Sequence of the first message that is no claim and no VotingConfig: retention has removed all others before it.
+
+    Both have a lifetime without end. Without any other message it is the sequence that comes next.
+
+    Raises:
+        BusError: the bus does not answer.
+    """
+    bounds = await bus.bounds()
+    async with aclosing(scan(bus, (f"{bus.subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+        async for stored in messages:
+            if not is_kept(stored.headers):
+                return stored.sequence
+    return bounds.last + 1
+
+
+def is_kept(headers: Mapping[str, str]) -> bool:
+    """Whether retention by age never removes the message with these headers."""
+    return headers.get(h.TTL) == "never"
 
 
 class _Ahead:

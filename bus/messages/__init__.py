@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from bus.messages.codec import FLOAT_PLACES, MAX_PAYLOAD_BYTES, decode, encode, explain, format_value
+from bus.messages.codec import (
+    FLOAT_PLACES,
+    MAX_PAYLOAD_BYTES,
+    check_lifetime,
+    decode,
+    encode,
+    explain,
+    format_value,
+)
 from bus.messages.payloads import (
     CREATING,
     FAILED,
@@ -65,6 +73,7 @@ __all__ = [
     "Signal",
     "Timer",
     "VotingConfig",
+    "check_lifetime",
     "decode",
     "encode",
     "explain",

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ import msgspec
 import orjson
 
 from bus.errors import MessageError
+from bus.messages import headers as h
 from bus.messages.payloads import (
     KINDS,
     LARGEST_PRICE,
@@ -85,6 +86,17 @@ def _check(value: Any) -> None:
             raise ValueError("expected 0 <= sell_at <= buy_at <= 1 and 0 <= quorum < 1")
         if value.vol_target <= 0 or value.drawdown_max <= 0 or value.cvar_max <= 0 or value.round_timeout_ms < 1:
             raise ValueError("vol_target, drawdown_max, cvar_max and round_timeout_ms: expected more than 0")
+
+
+def check_lifetime(address: Address, subject: str, headers: Mapping[str, str]) -> None:
+    """Refuse a message that the stream forgets before others: nobody could compute later what has followed from it.
+
+    Raises:
+        MessageError: it has a lifetime of its own; claims and VotingConfigs alone may have one, `never`.
+    """
+    lifetime = headers.get(h.TTL)
+    if lifetime is not None and not (lifetime == "never" and address.kind in ("epoch", "config")):
+        raise MessageError(subject, f"{h.TTL} {format_value(lifetime)}: expected no lifetime of its own")
 
 
 def decode(address: Address, subject: str, data: bytes) -> Message:

@@ -216,7 +216,7 @@ class _Restore:
                 row = found.row
                 if not found.intact:
                     self._result.damaged.append(row.sequence)
-                elif row.stored_ns >= oldest_ns:
+                elif row.stored_ns >= oldest_ns or row.headers.get(h.TTL) == "never":
                     await self._fill(reached + 1, row.sequence - 1)
                     await self._put(found)
                     reached = row.sequence
@@ -233,7 +233,8 @@ class _Restore:
 
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
         """The first sequence within the stream's limits with at most MAX_PLACEHOLDERS missing sequences after it."""
-        pairs = "SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE stored_ns >= ?"
+        kept = '(stored_ns >= ? OR instr(CAST(headers AS TEXT), \'"Nats-TTL":"never"\') > 0)'
+        pairs = f"SELECT sequence, lag(sequence) OVER (ORDER BY sequence) AS before FROM messages WHERE {kept}"  # noqa: S608 - constants, and columns of our own
         beginnings = "before IS NULL OR sequence - before > 1"
         sql = f"SELECT sequence, before FROM ({pairs}) WHERE {beginnings} ORDER BY sequence DESC"  # noqa: S608 - constants, and columns of our own
         runs = self._file.rows(sql, oldest_ns)

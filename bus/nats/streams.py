@@ -30,6 +30,7 @@ EDITS = {
     "max_msgs_per_subject": "--max-msgs-per-subject={}",
     "max_msg_size": "--max-msg-size={}",
     "max_consumers": "--max-consumers={}",
+    "allow_msg_ttl": "--allow-msg-ttl",
 }
 """Options of `nats stream edit`, for the settings that it can correct."""
 NO_STORAGE_LEFT = frozenset({10002, 10023, 10047, 10122})
@@ -133,6 +134,7 @@ def expected_streams(
         "max_consumers": MAX_CONSUMERS,
         "subject_transform": {"src": write, "dest": read},
         "republish": {"src": read, "dest": read},
+        "allow_msg_ttl": True,
         "discard": "old",
         "max_msgs_per_subject": -1,
         "deny_purge": True,

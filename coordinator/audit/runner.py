@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from bus.durable.registry import read_record
 from bus.durable.snapshots import read_snapshot
-from bus.durable.stream_scan import scan
+from bus.durable.stream_scan import kept_from, scan
 from bus.errors import MeshError
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
@@ -219,4 +219,4 @@ async def _overtaken(bus: NatsBus, checks: Checks) -> bool:
     holes = [hole for hole in checks.stream.holes if not hole.explained]
     if not holes:
         return False
-    return (await bus.bounds()).first > holes[0].first
+    return await kept_from(bus) > holes[0].first

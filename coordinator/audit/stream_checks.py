@@ -13,9 +13,10 @@ from typing import Any
 
 from bus.durable.registry import Record
 from bus.durable.snapshots import Snapshot
+from bus.durable.stream_scan import is_kept
 from bus.errors import MessageError
 from bus.interface import StoredMessage
-from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, VotingConfig, decode
+from bus.messages import Alert, Decision, Lifecycle, MarketData, Message, VotingConfig, check_lifetime, decode
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS, Address, Subjects
 from coordinator.audit.agent_checks import AgentChecks
@@ -47,7 +48,7 @@ class Checks:
         self.findings = findings or Findings()
         self._gone, self._gone_by = gone, gone_by
         self.stream = StreamAudit(source=source, first=first, last=last)
-        self.rounds = RoundChecker(self.findings, first)
+        self.rounds = RoundChecker(self.findings)
         self._subjects = subjects
         self._snapshots, self._records = snapshots or {}, records or {}
         self._agents: dict[str, AgentChecks] = {}
@@ -90,6 +91,7 @@ class Checks:
             return
         message: Message | None = None
         try:
+            check_lifetime(address, stored.subject, stored.headers)
             message = decode(address, stored.subject, stored.data)
         except MessageError as error:
             self.findings.poison_message(stored.sequence, stored.subject, error.problem)
@@ -126,7 +128,7 @@ class Checks:
         if sequence != self._next:
             self._missing(self._next, sequence - 1)
         self._next = sequence + 1
-        if stream.kept_from is None:
+        if stream.kept_from is None and not is_kept(stored.headers):
             stream.kept_from = sequence
 
     def _missing(self, first: int, last: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.errors import MessageError
 from bus.interface import StoredMessage
-from bus.messages import Alert, Decision, Epoch, Lifecycle, MarketData, VotingConfig, decode
+from bus.messages import Alert, Decision, Epoch, Lifecycle, MarketData, VotingConfig, check_lifetime, decode
 from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import WATCHDOG, Subjects
 from bus.observability.spans import read_context
@@ -142,6 +142,7 @@ class SwarmModel:
             return []
         try:
             address = self._subjects.parse(stored.subject)
+            check_lifetime(address, stored.subject, stored.headers)
             message = decode(address, stored.subject, stored.data)
         except MessageError:
             self.unreadable += 1

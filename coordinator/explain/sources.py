@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from bus.durable.snapshots import Snapshot, read_snapshot
 from bus.errors import MeshError
 from bus.interface import StoredMessage
-from bus.messages.subjects import Subjects
+from bus.messages.subjects import STORED_KINDS, Subjects
 
 if TYPE_CHECKING:  # a file is read without the NATS client, which takes long to import
     from bus.nats.bus import NatsBus
@@ -22,6 +22,8 @@ PAGE = 1000
 """Messages that are read at a time where their number is not known."""
 FIRST_WINDOW = 2048
 """Messages of the stream among which those before one are looked for first; then four times as many."""
+PERMANENT_KINDS = ("epoch", "config")
+"""Kinds that retention never removes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,13 @@ class BusSource:
         return found
 
     async def missing(self, first: int, last: int) -> str | None:
-        removed = (await self._bus.bounds()).first - 1
+        """Retention removes the oldest messages, but no claims and no Configs: the first other one is the boundary."""
+        state = (await self._bus.api(f"STREAM.INFO.{self.subjects.stream}"))["state"]
+        if state["first_seq"] <= 1 and not state.get("num_deleted"):
+            return None
+        kinds = [Filter(kind) for kind in STORED_KINDS if kind not in PERMANENT_KINDS]
+        oldest = [found.sequence for one in kinds if (found := await self.first_from(one, 1)) is not None]
+        removed = min(oldest, default=state["last_seq"] + 1) - 1
         return f"messages up to {removed} have been removed by retention" if first <= min(last, removed) else None
 
     async def writers(self, kind: str) -> dict[str, int]:

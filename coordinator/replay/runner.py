@@ -18,7 +18,7 @@ from agents.runtime.process import make_agent
 from agents.runtime.replay import Mismatch, Replayed
 from agents.spec import AgentSpec
 from bus.durable.snapshots import Snapshot, first_snapshot
-from bus.durable.stream_scan import scan
+from bus.durable.stream_scan import is_kept, kept_from, scan
 from bus.errors import MessageError
 from bus.interface import Bus, StoredMessage
 from bus.messages import Lifecycle, VotingConfig, decode
@@ -88,7 +88,7 @@ async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress:
     messages = scan(bus, (f"{subjects.ns}.>",), bounds.first, last)
     recording = Recording(bus.url, subjects, bounds.first, last, reported, messages)
     replay = await _replay(recording, config, span, progress)
-    return _judged(replay, (await bus.bounds()).first)
+    return _judged(replay, await kept_from(bus))
 
 
 async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progress: Progress | None = None) -> Replay:
@@ -116,13 +116,14 @@ async def replay_file(path: Path, config: SwarmConfig, span: ReplayRange, progre
         if damaged:
             rows_of = "1 row" if damaged == 1 else f"{damaged:,} rows"
             replay.notes.append(f"{rows_of} of the file were changed: `signalmesh audit --file {path}` lists them")
-        return _judged(replay, file.bounds()[0])
+        kept = (found.row.sequence for found in file.messages() if not is_kept(found.row.headers))
+        return _judged(replay, next(kept, last + 1))
 
 
-def _judged(replay: Replay, kept_from: int) -> Replay:
-    """The replay with its verdict on missing messages, if by now nothing before `kept_from` is stored."""
+def _judged(replay: Replay, first: int) -> Replay:
+    """The replay with its verdict on missing messages, if by now retention has removed what was before `first`."""
     for hole in replay.missing:
-        hole.explained = hole.last < kept_from
+        hole.explained = hole.last < first
     replay.ok = replay.ok and all(hole.explained for hole in replay.missing)
     return replay
 

@@ -1,9 +1,9 @@
 """Old claims and an old VotingConfig: the leader renews them before the stream removes them.
 
-The stream removes its oldest messages, by age and by size, whatever they are. Without its claim the fence refuses an
-incarnation, and without a VotingConfig a new reader has no settings. So what has become old is renewed: the
-VotingConfig is published again, each agent is drained and started again, one after another, and the leader ends its
-term, for a new one.
+A full stream removes its oldest messages, whatever they are; by age alone it removes neither claims nor VotingConfigs.
+Without its claim the fence refuses an incarnation, and without a VotingConfig a new reader has no settings. So what has
+become old is renewed: the VotingConfig is published again, each agent is drained and started again, one after another,
+and the leader ends its term, for a new one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
 from bus.errors import BusError
 from bus.interface import StoredMessage
-from bus.messages.headers import STORED_AT
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from coordinator.supervisor.config_publisher import ConfigPublisher
@@ -47,21 +45,16 @@ log = structlog.get_logger("signalmesh.watchdog")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamSpan:
-    """What the stream stores `now`, by its server's clock, and how long it keeps messages (0: without limit)."""
+    """What the stream stores, and whether it is `full`: about to remove its oldest messages."""
 
     first: int
     last: int
-    now: datetime
-    max_age_s: float = 0.0
     full: bool = False
 
-    def why_old(self, sequence: int, stored_at: datetime, share: float) -> str | None:
+    def why_old(self, sequence: int, share: float) -> str | None:
         """Why this message must be renewed, as it is not in that share of what is kept; None: it need not be yet."""
         if sequence < self.first:
             return "is no longer stored"
-        age_s = (self.now - stored_at).total_seconds()
-        if self.max_age_s and age_s > self.max_age_s * share:
-            return f"is {_duration(age_s)} old, and the stream keeps messages for {_duration(self.max_age_s)}"
         if self.full and sequence < self.last - (self.last - self.first) * share:
             return "is in the older part of a stream that is full"
         return None
@@ -78,8 +71,6 @@ async def read_span(bus: NatsBus) -> StreamSpan:
     return StreamSpan(
         first=max(1, state["first_seq"]),
         last=state["last_seq"],
-        now=datetime.fromisoformat(info["ts"]),
-        max_age_s=config.get("max_age", 0) / 1e9,
         full=0 < config.get("max_bytes", -1) * FULL < state["bytes"],
     )
 
@@ -107,8 +98,6 @@ class Renewal:
         self._bus, self._term, self._policy, self._hosts = bus, term, policy, hosts
         self._config_publisher, self._on_old_term = config_publisher, on_old_term
         self._config: StoredMessage | None = None
-        self._claimed_at: dict[tuple[str, int], datetime] = {}
-        """Agent and epoch -> when it was claimed."""
         self._replacing: _Replacing | None = None
 
     async def run(self) -> None:
@@ -135,7 +124,7 @@ class Renewal:
             await self._replace(self._replacing)
         if self._replacing is not None:
             return
-        if (why := await self._why_old(span, WATCHDOG, self._term)) is not None:
+        if (why := span.why_old(self._term, CLAIM_SHARE)) is not None:
             # An agent that was requested to drain would not be started again by a leader that does not know of it.
             if not self._policy.is_restarting:
                 self._end_term(why)
@@ -156,29 +145,15 @@ class Renewal:
 
     async def _choose(self, span: StreamSpan) -> None:
         agents = self._policy.agents
-        self._claimed_at = {
-            (name, epoch): at
-            for (name, epoch), at in self._claimed_at.items()
-            if epoch == (self._term if name == WATCHDOG else name in agents and agents[name].epoch)
-        }
         for state in sorted(agents.values(), key=lambda state: state.epoch):
             if state.phase != "running" or state.sandbox not in self._policy.hosts:
                 continue
-            why = await self._why_old(span, state.name, state.epoch)
-            if why is not None and state.phase == "running":
+            why = span.why_old(state.epoch, CLAIM_SHARE)
+            if why is not None:
                 log.info("claim_renewed", of=state.name, epoch=state.epoch, reason=f"its claim {why}")
                 self._replacing = _Replacing(state.name, state.epoch, time.monotonic())
                 await self._replace(self._replacing)
                 return
-
-    async def _why_old(self, span: StreamSpan, name: str, epoch: int) -> str | None:
-        claimed_at = self._claimed_at.get((name, epoch))
-        if claimed_at is None and epoch >= span.first:
-            stored = await self._bus.message(epoch)
-            if stored is None:
-                return None  # removed just now: the next check finds it gone
-            claimed_at = self._claimed_at[name, epoch] = _stored_at(stored)
-        return span.why_old(epoch, claimed_at or span.now, CLAIM_SHARE)
 
     async def _replace(self, replacing: _Replacing) -> None:
         """Have the incarnation drain, which saves its state; the policy starts its successor."""
@@ -200,12 +175,4 @@ class Renewal:
 
 
 def _is_old(span: StreamSpan, stored: StoredMessage) -> bool:
-    return span.why_old(stored.sequence, _stored_at(stored), CONFIG_SHARE) is not None
-
-
-def _stored_at(stored: StoredMessage) -> datetime:
-    return datetime.fromisoformat(stored.headers[STORED_AT])
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    return span.why_old(stored.sequence, CONFIG_SHARE) is not None

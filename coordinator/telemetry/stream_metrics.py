@@ -14,7 +14,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from bus.errors import MessageError
 from bus.interface import StoredMessage
-from bus.messages import KINDS, Alert, Decision, Epoch, Lifecycle, MarketData, Message, Side, VotingConfig, decode
+from bus.messages import (
+    KINDS,
+    Alert,
+    Decision,
+    Epoch,
+    Lifecycle,
+    MarketData,
+    Message,
+    Side,
+    VotingConfig,
+    check_lifetime,
+    decode,
+)
 from bus.messages.headers import CAUSE, TRACEPARENT, number
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
 from bus.observability.spans import read_sampled
@@ -167,6 +179,7 @@ class StreamMetrics(Instruments):
     def _read(self, stored: StoredMessage, kind: str, *, count: bool) -> None:
         try:
             address = self._subjects.parse(stored.subject)
+            check_lifetime(address, stored.subject, stored.headers)
             message = decode(address, stored.subject, stored.data)
         except MessageError:
             if count:

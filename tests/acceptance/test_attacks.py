@@ -510,24 +510,21 @@ async def test_a_captured_agent_keeps_few_consumers(server: Secured, config: Res
         await reader.close()
 
 
-OWN = [
-    "in.swarm.signal.BTC-USD.strategy-momentum",
-    "in.swarm.lifecycle.strategy-momentum.strategy-momentum",
-    "in.swarm.alert.info.strategy-momentum",
+OWN_KEYS = [
     "$KV.swarm_state.strategy-momentum",
     "$KV.swarm_memory.swarm/strategy-momentum/signal",
     "$KV.swarm_agents.strategy-momentum",
 ]
 
 
-@pytest.mark.parametrize("subject", OWN)
+@pytest.mark.parametrize("key", OWN_KEYS)
 @pytest.mark.parametrize("lifetime", ["1s", "never"])
-async def test_nobody_sets_how_long_its_own_messages_are_kept(server: Secured, subject: str, lifetime: str):
-    """The refusal is the stream's own: a server without keys has it too."""
+async def test_nobody_sets_how_long_its_own_values_are_kept(server: Secured, key: str, lifetime: str):
+    """The refusal is the bucket's own: a server without keys has it too."""
     async with connected(server, AGENT) as (_, captured):
-        assert (await captured.publish(subject, b"{}")).sequence
+        assert (await captured.publish(key, b"{}")).sequence
         with pytest.raises(Refused, match=r"per-message TTL is disabled \(error 10166\)"):
-            await captured.publish(subject, b"{}", {"Nats-TTL": lifetime})
+            await captured.publish(key, b"{}", {"Nats-TTL": lifetime})
 
 
 async def test_an_old_message_of_another_is_not_published_again(server: Secured):

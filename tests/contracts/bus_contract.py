@@ -183,6 +183,7 @@ class BusContract:
         last = await last_claim(bus, "voter")
         assert last is not None
         assert last.sequence == 6
+        assert last.headers[h.TTL] == "never"
         message = last.decode(bus.subjects)
         assert isinstance(message, Epoch)
         assert (message.agent, message.claim, message.claimed_by, message.sandbox) == ("voter", "id-2", "host", "base")

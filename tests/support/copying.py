@@ -83,6 +83,7 @@ async def copied(directory: Path, run: Recorded, *, without: tuple[int, ...] = (
                 "republish": {"src": f"{subjects.ns}.>", "dest": f"{subjects.ns}.>"},
                 "storage": "file",
                 "allow_direct": True,
+                "allow_msg_ttl": True,
                 "duplicate_window": 100_000_000,
             },
         )

@@ -213,21 +213,21 @@ async def test_an_interrupted_restore_starts_again(tmp_path, monkeypatch):
         await it.assert_goes_on()
 
 
-async def test_holes_repeated_ids_old_claims_and_damage(tmp_path):
+async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
     """A file as years may leave it, made by hand."""
     async with scene(tmp_path) as it:
         bus = it.bus
         await it.mirrored()
         await it.lose()
         now, old = time.time_ns(), time.time_ns() - 30 * 24 * 3600 * 10**9
+        never = {"Nats-TTL": "never", "Nats-Expected-Last-Subject-Sequence": "1"}
         about = {"Nats-Expected-Last-Subject-Sequence-Subject": "swarm.epoch.a"}
         rows = [
-            MessageRow(5, old, "swarm.epoch.a", {"Nats-Expected-Last-Subject-Sequence": "1", **about}, b"claim"),
+            MessageRow(5, old, "swarm.epoch.a", {**never, **about}, b"claim"),  # the one before it has gone
             MessageRow(90, old, "swarm.signal.X.a", {"Nats-Msg-Id": "a:1"}, b"too old"),
             MessageRow(100, now, "swarm.signal.X.a", {"Nats-Msg-Id": "poison:1"}, b"1"),
             MessageRow(101, now, "swarm.signal.X.a", {"Nats-Msg-Id": "poison:1"}, b"2"),
-            MessageRow(102, now, "swarm.epoch.a", {"Nats-Expected-Last-Subject-Sequence": "5", **about}, b"claim"),
-            MessageRow(140, now, "swarm.signal.X.a", {"Nats-Expected-Last-Subject-Sequence": "102", **about}, b"3"),
+            MessageRow(140, now, "swarm.signal.X.a", {"Nats-Expected-Last-Subject-Sequence": "5", **about}, b"3"),
             MessageRow(141, now, "swarm.signal.X.a", {}, b"damaged"),
             MessageRow(142, now, "swarm.signal.X.b", {"Nats-Expected-Last-Subject-Sequence": "7", **about}, b"4"),
         ]
@@ -246,19 +246,20 @@ async def test_holes_repeated_ids_old_claims_and_damage(tmp_path):
         db.close()
         result = await it.restore()
         assert result is not None
-        assert (result.first, result.last, result.messages, result.damaged) == (100, 142, 5, [141])
-        assert result.holes == (142 - 100 + 1) - 5 + MARGIN  # between the first and the last, and after the last
-        assert result.unfenced == 2  # the condition of the claim after the one that is too old, and a fence never held
+        assert (result.first, result.last, result.messages, result.damaged) == (5, 142, 5, [141])
+        assert result.holes == (142 - 5 + 1) - 5 + MARGIN  # between the first and the last, and after the last
+        assert result.unfenced == 2  # the first claim's condition, and a fence that never held
         assert result.values_left_out == ["swarm_state c"]
         after = await it.stored()
         assert [(m.sequence, m.data) for m in after[:5]] == [
+            (5, b"claim"),
             (100, b"1"),
             (101, b"2"),
-            (102, b"claim"),
             (140, b"3"),
             (142, b"4"),
         ]
-        assert after[3].headers["Nats-Expected-Last-Subject-Sequence"] == "102"
+        assert after[3].headers["Nats-Expected-Last-Subject-Sequence"] == "5"
+        assert after[0].headers["Nats-TTL"] == "never"
         assert after[5].sequence == 142 + MARGIN + 1
         state = await bus.kv_all("swarm_state")
         assert {key: retained.value for key, retained in state.items()} == {"a": value % 140}

@@ -1,25 +1,21 @@
-"""What a leader renews by age, on a real stream whose messages are made to look older; hosts are played."""
+"""What a leader renews, on a real stream that is made to look full; hosts are played."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bus.durable.fencing import claim, last_claim
+from bus.durable.fencing import claim
 from bus.nats.bus import NatsBus
-from bus.nats.streams import StreamLimits, ensure_streams
+from bus.nats.streams import ensure_streams
 from coordinator.supervisor import renewal as module
 from coordinator.supervisor.model import AgentState
 from coordinator.supervisor.renewal import Renewal, read_span
 from tests.support.nats import Connections, supervised_server
 from tests.support.policy_world import World
-
-MAX_AGE_S = 600.0
-OLD_S = MAX_AGE_S / 2 + 1
 
 
 class Played:
@@ -45,16 +41,20 @@ async def claimed(bus: NatsBus, name: str) -> int:
 
 
 async def test_the_config_then_the_term_then_one_agent_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    later = timedelta()
+    half: int | None = None
 
-    async def read_later(bus: NatsBus) -> module.StreamSpan:
+    async def read_full(bus: NatsBus) -> module.StreamSpan:
+        """A full stream with message `half` in its middle; 0: far beyond what is stored."""
         span = await read_span(bus)
-        return replace(span, now=span.now + later)
+        assert not span.full
+        if half is None:
+            return span
+        return replace(span, full=True, first=2 * half - span.last) if half else replace(span, full=True, last=10_000)
 
-    monkeypatch.setattr(module, "read_span", read_later)
+    monkeypatch.setattr(module, "read_span", read_full)
     async with supervised_server(tmp_path) as server, Connections() as connections:
         bus = await connections.bus(server.url)
-        await ensure_streams(bus, StreamLimits(max_age_s=MAX_AGE_S))
+        await ensure_streams(bus)
         world = World(AgentState("a", "base"), AgentState("b", "base"), AgentState("external", "", phase="external"))
         world.host("base")
         term = await claimed(bus, "watchdog")
@@ -78,23 +78,22 @@ async def test_the_config_then_the_term_then_one_agent_after_another(tmp_path: P
 
         assert await asked(leads(term)) == ["config"]  # there is none
         assert await asked(leads(term)) == []
-        later = timedelta(seconds=OLD_S)
+        half = 0
         world.policy.restart("a")  # a leader that ends now would leave it stopped
         assert await asked(leads(term)) == ["config"]
         world.policy.agents["a"].requested_epoch = 0
         assert await asked(leads(term)) == ["config", "term"]
 
-        renewal = leads(await claimed(bus, "watchdog"))
-        later = timedelta()
-        assert await asked(renewal) == []
-        later = timedelta(seconds=OLD_S)
-        stored_later = await last_claim(bus, "watchdog")
-        assert stored_later is not None
-        renewal._claimed_at["watchdog", stored_later.sequence] += later  # the new claim is as young as it will be then
-        assert await asked(renewal) == ["config", ("base", "b", 2)]  # the older claim first
-        assert await asked(renewal) == ["config"]  # asked already, and one at a time
+        half = await claimed(bus, "watchdog")
+        renewal = leads(half)
+
+        async def ended(renewal: Renewal) -> list[Any]:
+            return [one for one in await asked(renewal) if one != "config"]
+
+        assert await ended(renewal) == [("base", "b", 2)]  # the older claim first
+        assert await ended(renewal) == []  # asked already, and one at a time
         epochs["b"] = await claimed(bus, "b")
         world.policy.spawned(world.now, "b", "base", 3, epochs["b"], "b")
-        assert await asked(renewal) == ["config"]  # its successor is not ready
+        assert await ended(renewal) == []  # its successor is not ready
         world.policy.agents["b"].phase = "running"
-        assert await asked(renewal) == ["config", ("base", "a", 1)]
+        assert await ended(renewal) == [("base", "a", 1)]
