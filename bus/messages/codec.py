@@ -26,6 +26,7 @@ from bus.messages.payloads import (
     LARGEST_VOLUME,
     Child,
     Decision,
+    Lifecycle,
     MarketData,
     Message,
     SandboxAccount,
@@ -34,6 +35,7 @@ from bus.messages.payloads import (
     Signal,
     VotingConfig,
 )
+from bus.messages.reporters import check_reporter
 from bus.messages.subjects import Address, escape_topic
 from bus.utils.error_text import MAX_ERROR_TEXT, shorten
 from bus.utils.json_text import parse_json
@@ -56,7 +58,7 @@ _UNIT_FIELDS: dict[type, tuple[str, ...]] = {
     Decision: ("position_size", "risk_score", "consensus_level"),
 }
 _HAS_SYMBOL = frozenset({"sentiment", "signal", "decision"})
-_SIGNED = _HAS_SYMBOL | {"config"}
+_SIGNED = _HAS_SYMBOL | {"config", "alert"}
 """Kinds whose writer is the one in their subject, not `source`: a server can restrict write access to subjects."""
 
 
@@ -71,8 +73,10 @@ def _check_market(tick: MarketData) -> None:
         raise ValueError(f"low: expected at most high ({tick.high}), not {tick.low}")
 
 
-def _check(value: Any) -> None:
-    """Check ranges that the types do not express; the JSON parser already refuses infinities and NaN."""
+def _check(value: Any, address: Address) -> None:
+    """Check what the types do not express: ranges (the JSON parser already refuses infinities and NaN) and writers."""
+    if isinstance(value, Lifecycle):
+        check_reporter(value, address)
     for name in _UNIT_FIELDS.get(type(value), ()):
         number = getattr(value, name)
         if number is not None and not 0 <= number <= 1:
@@ -104,7 +108,8 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
 
     Raises:
         MessageError: an unknown kind, malformed or too deeply nested JSON, a missing or mistyped field, a number that
-            is not finite or is out of range, a symbol that is not the subject's topic, or more than MAX_PAYLOAD_BYTES.
+            is not finite or is out of range, a symbol that is not the subject's topic, a report that its writer may not
+            make, or more than MAX_PAYLOAD_BYTES.
     """
     cls = KINDS.get(address.kind)
     if cls is None:
@@ -128,7 +133,7 @@ def decode(address: Address, subject: str, data: bytes) -> Message:
                     f"here (its own topic is {own})"
                 )
         value = msgspec.convert(raw, cls)
-        _check(value)
+        _check(value, address)
         stamp = getattr(value, "timestamp", None)
         if stamp is not None and stamp.utcoffset() != _ZERO:
             value = dataclasses.replace(value, timestamp=_utc(stamp))  # type: ignore[arg-type]

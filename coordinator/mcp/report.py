@@ -104,9 +104,9 @@ def _decisions(rows: list[tuple[StoredMessage, Message]]) -> Iterator[str]:
 
 def _alerts(rows: list[tuple[StoredMessage, Message]]) -> Iterator[str]:
     yield from table(
-        ("message", "event time", "severity", "code", "text"),
+        ("message", "event time", "severity", "code", "by", "text"),
         [
-            (one.sequence, _at(m.timestamp), m.severity, m.code, m.message)
+            (one.sequence, _at(m.timestamp), m.severity, m.code, m.source, m.message)
             for one, m in rows
             if isinstance(m, Alert)
         ],

@@ -50,9 +50,9 @@ DECISION_COLUMNS = (
 
 
 def event_line(message: Lifecycle | Alert) -> str:
-    """A short line for the live view: time, agent, event, and its reason or amount."""
+    """A short line for the live view: time, agent or writer of an alert, event, and its reason or amount."""
     if isinstance(message, Alert):
-        return f"{message.timestamp:%H:%M:%S}  {message.severity.upper()} {message.message}"
+        return f"{message.timestamp:%H:%M:%S}  {message.severity.upper()} by {message.source}: {message.message}"
     known = {"replayed": "inputs replayed", "cursor": "inputs up to message", "silent_ms": "silent, ms"}
     details = [f"{text}: {message.detail[key]}" for key, text in known.items() if message.detail.get(key) is not None]
     why = "; ".join([*([message.reason] if message.reason else []), *details[:1]])

@@ -51,7 +51,8 @@ def line_of(message: Message, subject: str, sequence: str) -> str:
         details = {**known, **message.detail}
         return " ".join([*parts, *(f"{key}={value}" for key, value in details.items() if value is not None)])
     if isinstance(message, Alert):
-        return f"{message.timestamp:%H:%M:%S} ALERT {message.severity} {message.code}: {message.message}"
+        what = f"{message.severity} {message.code} by {message.source}"
+        return f"{message.timestamp:%H:%M:%S} ALERT {what}: {message.message}"
     return f"{subject} {sequence}".rstrip()
 
 

@@ -48,6 +48,8 @@ class IncarnationKeys:
         self._next = {agent: self._prepare(agent) for agent in agents}
         """Agent -> public key of its next incarnation, and the identity of the file that holds it."""
         self._taken: dict[tuple[str, int], str] = {}
+        self._claimed: dict[str, int] = {}
+        """Agent -> the newest epoch that is known to be claimed."""
         self._ended: dict[str, int] = {}
         """Agent -> the newest epoch that is known to have ended."""
         self._former: dict[str, tuple[str, float]] = {}
@@ -73,11 +75,12 @@ class IncarnationKeys:
 
     def claimed(self, agent: str, epoch: int) -> None:
         """Every incarnation before `epoch` has ended."""
+        self._claimed[agent] = max(epoch, self._claimed.get(agent, 0))
         self.ended(agent, epoch - 1)
 
     def ended(self, agent: str, epoch: int) -> None:
-        """This incarnation has ended, and every one before."""
-        if agent in self._agents and epoch > self._ended.get(agent, 0):
+        """This incarnation has ended, and every one before. An epoch that nobody has claimed cannot have ended."""
+        if agent in self._agents and self._claimed.get(agent, 0) >= epoch > self._ended.get(agent, 0):
             self._ended[agent] = epoch
 
     def users(self) -> dict[str, tuple[str, Permissions]]:

@@ -174,11 +174,11 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
         PROVIDER: Permissions(
             publish=(*_reports(PROVIDER, subjects), *_reading(subjects.stream)), subscribe=(f"{ns}.heartbeat.*",)
         ),
-        "mirror": replace(observer, publish=(*_reports("mirror", subjects), *reading)),
+        "mirror": replace(observer, publish=(*_notices("mirror", subjects), *reading)),
         "metrics": replace(
             observer,
             publish=(
-                *_reports("metrics", subjects),
+                *_notices("metrics", subjects),
                 *reading,
                 f"$JS.API.CONSUMER.INFO.{subjects.stream}.*",
                 f"$JS.API.CONSUMER.MSG.NEXT.{subjects.stream}.*",
@@ -188,7 +188,7 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
         DASHBOARD: replace(
             observer,
             publish=(
-                *_reports(DASHBOARD, subjects),
+                *_notices(DASHBOARD, subjects),
                 *reading,
                 *(f"{control}.{WATCHDOG}.{request}" for request in REQUESTS),
                 f"{control}.*.signal",
@@ -206,10 +206,14 @@ def _streams(subjects: Subjects) -> tuple[str, ...]:
     return (subjects.stream, *(f"KV_{bucket}" for bucket in buckets))
 
 
-def _reports(writer: str, subjects: Subjects) -> tuple[str, ...]:
+def _notices(writer: str, subjects: Subjects) -> tuple[str, ...]:
     """What every process but an agent publishes under its name."""
-    ns = subjects.ns
-    return (f"in.{ns}.lifecycle.*.{writer}", f"in.{ns}.alert.*.{writer}", subjects.heartbeat(writer))
+    return (f"in.{subjects.ns}.alert.*.{writer}", subjects.heartbeat(writer))
+
+
+def _reports(writer: str, subjects: Subjects) -> tuple[str, ...]:
+    """The same of those that start and end others: bus/messages/reporters.py says what each may report."""
+    return (f"in.{subjects.ns}.lifecycle.*.{writer}", *_notices(writer, subjects))
 
 
 def _answers(name: str) -> tuple[str, ...]:

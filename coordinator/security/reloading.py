@@ -12,8 +12,9 @@ import structlog
 from bus.durable.events import EventPublisher
 from bus.errors import BusError, MessageError, UsageError
 from bus.interface import ReceivedMessage
-from bus.messages import Lifecycle
+from bus.messages import Epoch, Lifecycle
 from bus.messages import headers as h
+from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.server.supervisor import NatsServer
 from coordinator.config.settings import ResolvedSwarm
@@ -45,6 +46,8 @@ class KeyReloader:
         restart: Callable[[frozenset[str]], None],
     ) -> None:
         self._keys, self._server, self._events, self._restart = keys, server, events, restart
+        self._hosts: dict[str, tuple[int, str]] = {}
+        """Agent -> its newest claim: the epoch, and the host that runs it."""
         self._due = asyncio.Event()
         self._pending: list[KeyChanges] = []
         """What was found, and the server has still to read."""
@@ -70,7 +73,11 @@ class KeyReloader:
 
         async def on_claim(received: ReceivedMessage) -> None:
             if epoch := h.number(received.headers, h.SEQUENCE):
-                incarnations.claimed(received.subject.rpartition(".")[2], epoch)
+                agent = received.subject.rpartition(".")[2]
+                with contextlib.suppress(MessageError):
+                    if isinstance(claim := received.decode(bus.subjects), Epoch):
+                        self._hosts[agent] = epoch, claim.sandbox
+                incarnations.claimed(agent, epoch)
                 self._due.set()
 
         async def on_lifecycle(received: ReceivedMessage) -> None:
@@ -78,13 +85,17 @@ class KeyReloader:
                 event = received.decode(bus.subjects)
                 if not isinstance(event, Lifecycle) or event.epoch is None:
                     return
-                if event.event in ENDS:
+                if event.event in ENDS and self._may_end(event):
                     incarnations.ended(event.agent, event.epoch)
                 if event.event in (*ENDS, *STEPS):
                     self._due.set()
 
         await bus.listen(bus.subjects.epoch("*"), on_claim)
         await bus.listen(bus.subjects.all_of("lifecycle"), on_lifecycle)
+
+    def _may_end(self, event: Lifecycle) -> bool:
+        """Whether it is of the watchdog, or of the host that runs this incarnation; `decode` has checked its writer."""
+        return event.source == WATCHDOG or self._hosts.get(event.agent) == (event.epoch, event.source)
 
     async def run(self) -> NoReturn:
         """Look at the keys whenever agents have come or gone, and twice a second."""

@@ -150,7 +150,7 @@ def _rebuilt_root(context: Context, dead: Lifecycle, events: list[Lifecycle]) ->
     """The root span of the recovery from `dead`, from the events in the stream."""
     epoch = dead.epoch or 0
     of_agent = [event for event in events if event.agent == dead.agent and event.epoch is not None]
-    ends = [event for event in of_agent if event.event == "exited" and event.epoch == epoch]
+    ends = [event for event in of_agent if (event.event, event.epoch, event.source) == ("exited", epoch, dead.sandbox)]
     started_at = min((dead.timestamp, *(event.timestamp for event in ends)))
     started = next((event for event in of_agent if event.event == "spawned" and (event.epoch or 0) > epoch), None)
     attributes = _attributes(dead.agent, epoch, dead.sandbox or "", dead.reason or "")

@@ -27,6 +27,7 @@ from bus.heartbeats import HeartbeatListener, ReceivedHeartbeat
 from bus.interface import ReceivedMessage
 from bus.messages import Lifecycle, SandboxAccount, failed_sandboxes_of
 from bus.messages import headers as h
+from bus.messages.reporters import HOST_KEEPERS
 from bus.nats.bus import NatsBus
 from bus.utils.aio import end_tasks
 from coordinator.config.changes import NO_CHANGES, Changes
@@ -522,11 +523,14 @@ class Leadership:
         elif event.event == "exited":
             code, error = event.detail.get("exit_code"), event.detail.get("error")
             error = error if isinstance(error, str) else None
-            if event.agent in self._policy.hosts:
+            state = self._policy.agents.get(event.agent)
+            if event.agent in self._policy.hosts and event.source in HOST_KEEPERS:
                 for name in self._policy.running_in(event.agent):
                     self._recoveries.exited(name, self._policy.agents[name].epoch, event.timestamp)
                 self._policy.host_gone(time.monotonic(), event.agent, f"its sandbox host ended ({event.reason})")
-            elif event.epoch is not None and isinstance(code, int) and event.agent in self._policy.agents:
+            elif state is None or state.sandbox != event.source:
+                pass  # of a host that does not run it
+            elif event.epoch is not None and isinstance(code, int):
                 self._recoveries.exited(event.agent, event.epoch, event.timestamp)
                 self._policy.exited(time.monotonic(), event.agent, event.epoch, code, error)
             self._signals.wake()

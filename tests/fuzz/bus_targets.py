@@ -70,7 +70,7 @@ EXAMPLES = {
     "timer": b'"name":"n","number":1',
     "epoch": b'"agent":"me","claim":"c","claimed_by":"me","sandbox":"base"',
     "config": b'"voters":{"me":1.0},"quorum":0.5',
-    "lifecycle": b'"event":"spawned","agent":"me","detail":{"x":[{}]}',
+    "lifecycle": b'"event":"ready","agent":"me","detail":{"x":[{}]}',
     "alert": b'"severity":"info","code":"c","message":"m","detail":{"x":1}',
     "heartbeat": b'"agent":"me","agent_id":"i","epoch":1,"sequence":1,"progress":1,"status":"live","interval_ms":100,'
     b'"sandbox":"base","pid":1,"role":"sandbox","inventory":[{"agent":"me","agent_id":"i","epoch":1,"pid":2,'

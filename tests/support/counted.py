@@ -13,6 +13,7 @@ from bus.messages.subjects import Subjects
 from coordinator.telemetry.labels import Names
 from coordinator.telemetry.stream_metrics import StreamMetrics
 from tests.support.page import Shown, parsed
+from tests.support.reporters import reporter_of
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 MS = 1_000_000
@@ -70,8 +71,9 @@ class Stream:
 
     def incarnation(self, event: Any, agent: str = "momentum", **options: Any) -> int:
         after_ms = options.pop("after_ms", 1)
-        message = Lifecycle(event=event, agent=agent, timestamp=AT, source="watchdog", **options)
-        return self.put(f"swarm.lifecycle.{agent}.watchdog", message, after_ms=after_ms)
+        writer = reporter_of(event, agent)
+        message = Lifecycle(event=event, agent=agent, timestamp=AT, source=writer, **options)
+        return self.put(f"swarm.lifecycle.{agent}.{writer}", message, after_ms=after_ms)
 
     def result(self) -> Shown:
         """As a scrape reads them."""

@@ -24,6 +24,7 @@ from bus.nats.bus import NatsBus
 from bus.utils.processes import die_with_parent
 from signalmesh import python_command
 from tests.support.collecting import GUARD_S
+from tests.support.reporters import reporter_of
 
 START_S = 60.0
 """Its imports alone can take long on a busy machine."""
@@ -232,8 +233,9 @@ async def put_round(bus: NatsBus, number: int, symbol: str = "BTC/USD") -> tuple
 
 
 async def put_lifecycle(bus: NatsBus, event: Any, agent: str, **fields: Any) -> int:
-    message = Lifecycle(event=event, agent=agent, timestamp=datetime.now(UTC), source="watchdog", **fields)
-    return (await bus.publish(bus.subjects.write(bus.subjects.lifecycle(agent, "watchdog")), encode(message))).sequence
+    writer = reporter_of(event, agent)
+    message = Lifecycle(event=event, agent=agent, timestamp=datetime.now(UTC), source=writer, **fields)
+    return (await bus.publish(bus.subjects.write(bus.subjects.lifecycle(agent, writer)), encode(message))).sequence
 
 
 async def put_alert(bus: NatsBus, text: str) -> int:

@@ -171,7 +171,7 @@ export class SwarmPanel {
       const severe = { critical: "bad", warning: "warn", info: "busy" }[alert.severity] ?? "off";
       return el("li", { class: "alert" },
         el("span", { class: "state sev", data: { level: severe } }, alert.severity),
-        el("span", { class: "code" }, alert.code, alert.agent ? el("span", { class: "muted" }, ` ${alert.agent}`) : ""),
+        el("span", { class: "code" }, alert.code, el("span", { class: "muted" }, ` by ${alert.source}${alert.agent && alert.agent !== alert.source ? `, about ${alert.agent}` : ""}`)),
         el("span", { class: "at" }, fig(when(alert.stored_at ?? alert.t), sourceOf(alert, `published by ${alert.source}`))),
         el("p", { class: "text" }, alert.message));
     }, () => {});

@@ -21,13 +21,15 @@ from bus.server.supervisor import NatsServer
 from bus.utils.aio import end_tasks
 from coordinator.control.kill import find_agent, kill
 from tests.support.nats import Connections
+from tests.support.reporters import reporter_of
 
 PID = 4242
 
 
 async def lifecycle(bus: NatsBus, event: Any, epoch: int) -> None:
-    message = Lifecycle(event=event, agent="a", epoch=epoch, timestamp=now(), source=WATCHDOG)
-    await bus.publish(bus.subjects.write(bus.subjects.lifecycle("a", WATCHDOG)), encode(message))
+    writer = reporter_of(event, "a")
+    message = Lifecycle(event=event, agent="a", epoch=epoch, timestamp=now(), source=writer)
+    await bus.publish(bus.subjects.write(bus.subjects.lifecycle("a", writer)), encode(message))
 
 
 async def beat(bus: NatsBus, name: str) -> None:

@@ -39,6 +39,7 @@ from bus.messages import (
     encode,
 )
 from bus.messages.subjects import Subjects
+from tests.support.reporters import reporter_of
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 SUBJECTS = Subjects("swarm")
@@ -58,6 +59,8 @@ def read(kind: str, data: bytes | dict[str, Any], subject: str | None = None) ->
     address = SUBJECTS.parse(subject_of(kind))
     with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError):
         address = dataclasses.replace(address, agent=orjson.loads(data)["source"])  # published by whom it says
+        if kind == "lifecycle":
+            address = dataclasses.replace(address, topic=orjson.loads(data)["agent"])  # and about whom it says
     return decode(address, subject_of(kind), data)
 
 
@@ -437,6 +440,12 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
     Lifecycle: st.builds(
         Lifecycle, event=st.sampled_from(get_args(LifecycleEvent)), agent=names, epoch=maybe() | whole,
         sandbox=maybe() | texts, pid=maybe() | whole, reason=maybe() | texts, detail=details, **stamped,
+    ).map(
+        lambda event: dataclasses.replace(
+            event,
+            agent="swarm" if event.event == "rebuilt" else f"{event.agent}-1",
+            source=reporter_of(event.event, f"{event.agent}-1"),
+        )
     ),
     Alert: st.builds(
         Alert, severity=st.sampled_from(get_args(Severity)), code=texts, message=texts, agent=maybe() | names,

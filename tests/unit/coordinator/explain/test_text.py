@@ -99,7 +99,9 @@ async def test_what_messages_say_is_no_markup_and_moves_no_cursor(capsys: pytest
     recorded = recording(news=0.9, momentum=0.9)
     tick_32 = tick(32, 100.0)
     recorded.play([tick_32])
-    recorded.add(Lifecycle(event="declared_dead", agent=MOMENTUM, timestamp=NOON, source="w", reason="[red]\x1b[2J"))
+    recorded.add(
+        Lifecycle(event="declared_dead", agent=MOMENTUM, timestamp=NOON, source="watchdog", reason="[red]\x1b[2J")
+    )
     signal = replace(vote(MOMENTUM, 32, 0.9), indicators={"[bold]\x1b[0m": "\x07"})
     recorded.play([signal, vote(NEWS, 32, 0.7), vote(REVERSION, 32, 0.7)])
     out = page(await explained(recorded), capsys)[""]

@@ -160,3 +160,17 @@ def test_an_agent_that_leaves_takes_its_keys_along_and_one_that_comes_gets_one(t
     again = start(tmp_path, "a", 9)
     assert keys.update() == (True, set())
     assert users(keys)["agent-a, epoch 9"] == again
+
+
+def test_an_epoch_that_nobody_claimed_has_not_ended(tmp_path: Path):
+    """Else one report of a distant epoch would refuse every later incarnation."""
+    keys = made(tmp_path)
+    start(tmp_path, "a", 7)
+    keys.update()
+    keys.ended("a", 10**9)
+    assert keys.update() == (False, set())
+    public = start(tmp_path, "a", 9)
+    keys.claimed("a", 9)
+    keys.update()
+    assert users(keys)["agent-a, epoch 9"] == public
+    assert keys.admits(public)

@@ -57,8 +57,9 @@ class Leading:
     async def report(self, event: str, agent: str, **fields: Any) -> None:
         """A lifecycle event of somebody, received."""
         self.signals.woken.clear()
-        message = Lifecycle(event=event, agent=agent, timestamp=now(), source="base", **fields)  # type: ignore[arg-type]
-        self.bus.server.store(f"in.swarm.lifecycle.{agent}.base", encode(message), {})
+        by = fields.pop("by", "base")
+        message = Lifecycle(event=event, agent=agent, timestamp=now(), source=by, **fields)  # type: ignore[arg-type]
+        self.bus.server.store(f"in.swarm.lifecycle.{agent}.{by}", encode(message), {})
         async with asyncio.timeout(GUARD_S):
             await self.signals.woken.wait()
 
@@ -80,6 +81,9 @@ async def test_exits_that_a_host_reports_are_deaths(tmp_path):
         world.running(world.name)
         await world.report("exited", world.name, epoch=4, detail={"exit_code": 1})
         await world.report("exited", "nobody", epoch=5, detail={"exit_code": 1})
+        await world.report("exited", world.name, epoch=5, detail={"exit_code": 2}, by="nodejs")
+        await world.report("exited", "base", reason="no", by="nodejs")
+        assert world.policy.hosts["base"].alive
         assert world.policy.agents[world.name].phase == "starting"
         await world.report("exited", world.name, epoch=5, detail={"exit_code": 1, "error": "ValueError: no"})
         state = world.policy.agents[world.name]
@@ -91,7 +95,7 @@ async def test_a_drain_that_an_agent_reports_keeps_it_stopped(tmp_path):
         world.heartbeat("sandbox", "base")
         world.running(world.name)
         await world.report("exited", world.name, epoch=5, detail={"exit_code": 0})
-        await world.report("drained", world.name, epoch=5)
+        await world.report("drained", world.name, epoch=5, by=world.name)
         assert world.policy.agents[world.name].phase == "drained"
 
 
@@ -99,7 +103,7 @@ async def test_a_host_that_ended_has_lost_its_agents(tmp_path):
     async with leading(tmp_path) as world:
         world.heartbeat("sandbox", "base")
         world.running(world.name)
-        await world.report("exited", "base", reason="SIGKILL")
+        await world.report("exited", "base", reason="SIGKILL", by="up")
         assert not world.policy.hosts["base"].alive
         assert world.policy.agents[world.name].reason == "its sandbox host ended (SIGKILL)"
 
