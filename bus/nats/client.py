@@ -136,6 +136,11 @@ class FastClient(Client):
             server.reconnects = 0  # the failures of earlier outages say nothing about this one
         await super()._attempt_reconnect()
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        if self.is_closed:  # nats-py would close nothing: it does not reckon with another attempt to connect since
+            self._status = Client.DISCONNECTED
+        await super()._close(status, do_cbs)
+
     async def _select_next_server(self) -> None:
         """Connect to the first server that answers: in turn, but without waiting for one that is silent.
 

@@ -34,6 +34,8 @@ from tests.support.ports import free_ports
 MARKET = "swarm.market.A.feed"
 SECRET = "pa55word"
 
+GIVEN_UP_S = 0.5
+
 
 @pytest.fixture
 async def connections() -> AsyncIterator[Connections]:
@@ -470,6 +472,37 @@ async def test_something_else_that_listens_there_is_unreachable():
             await NatsBus.connect(url, "swarm", "test", wait_s=0.2)
     finally:
         other.close()
+
+
+async def test_an_attempt_that_is_given_up_leaves_no_connection_open():
+    """A refused attempt, then one without an answer: nats-py takes itself for closed since the former."""
+    ended: asyncio.Queue[int] = asyncio.Queue()
+    accepted = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        number = accepted
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","headers":true,"max_payload":1048576}\r\n')
+        if number == 1:
+            while not (await reader.readline()).startswith(b"PING"):
+                pass
+            writer.write(b"-ERR 'Authorization Violation'\r\n")
+        await reader.read()
+        ended.put_nowait(number)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        with pytest.raises(BusUnreachable):
+            await NatsBus.connect(
+                f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}", "swarm", "test", wait_s=GIVEN_UP_S
+            )
+        async with asyncio.timeout(30):
+            assert {await ended.get() for _ in range(accepted)} == set(range(1, accepted + 1))
+    finally:
+        server.close()
+    assert accepted == 2
 
 
 @pytest.mark.slow
