@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 from bus.errors import DataError
+from bus.messages import format_value
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _UTC_OFFSET = timedelta(0)
@@ -69,12 +70,12 @@ class Table:
         """
         value = self.text(line, fields, column)
         if value.lower().lstrip("+-") in ("nan", "inf", "infinity"):
-            self.fail(line, column, f"expected a finite number, not {value!r}")
+            self.fail(line, column, f"expected a finite number, not {format_value(value)}")
         if not _NUMBER.fullmatch(value):
-            self.fail(line, column, f"expected a number, not {value!r}")
+            self.fail(line, column, f"expected a number, not {format_value(value)}")
         number = float(value)
         if not math.isfinite(number):
-            self.fail(line, column, f"expected a finite number, {value!r} is too large")
+            self.fail(line, column, f"expected a finite number, {format_value(value)} is too large")
         return number
 
     def time(self, line: int, fields: list[str], column: str) -> datetime:
@@ -89,7 +90,7 @@ class Table:
         except ValueError:
             stamp = None
         if stamp is None or stamp.utcoffset() != _UTC_OFFSET:
-            self.fail(line, column, f"expected ISO 8601 in UTC like 2017-07-01T11:00:00Z, not {value!r}")
+            self.fail(line, column, f"expected ISO 8601 in UTC like 2017-07-01T11:00:00Z, not {format_value(value)}")
         return stamp.replace(tzinfo=UTC)
 
 

@@ -38,6 +38,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def afterwards() -> Iterator[None]:
     before = structlog.get_config()
+    TRACE_ID.set("")  # another test may have left one in the context that all tests share
     yield
     structlog.configure(**before)
 
@@ -168,6 +169,7 @@ class Noting(Agent):
 
 
 async def test_what_a_handler_logs_names_the_trace_of_its_message():
+    TRACE_ID.set("")
     server = MemoryServer()
     for number, (trace, flag) in enumerate([(TRACED, "01"), (OTHER, "01"), (TRACED, "00"), ("", "")], 1):
         tick = MarketData(
