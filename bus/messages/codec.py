@@ -26,6 +26,7 @@ from bus.messages.payloads import (
     LARGEST_VOLUME,
     Child,
     Decision,
+    Heartbeat,
     Lifecycle,
     MarketData,
     Message,
@@ -36,7 +37,7 @@ from bus.messages.payloads import (
     VotingConfig,
 )
 from bus.messages.reporters import check_reporter
-from bus.messages.subjects import Address, escape_topic
+from bus.messages.subjects import RESERVED_NAMES, STANDBY, WATCHDOG, Address, escape_topic
 from bus.utils.error_text import MAX_ERROR_TEXT, shorten
 from bus.utils.json_text import parse_json
 
@@ -77,6 +78,8 @@ def _check(value: Any, address: Address) -> None:
     """Check what the types do not express: ranges (the JSON parser already refuses infinities and NaN) and writers."""
     if isinstance(value, Lifecycle):
         check_reporter(value, address)
+    if isinstance(value, Heartbeat):
+        _check_sender(value, address.agent)
     for name in _UNIT_FIELDS.get(type(value), ()):
         number = getattr(value, name)
         if number is not None and not 0 <= number <= 1:
@@ -90,6 +93,21 @@ def _check(value: Any, address: Address) -> None:
             raise ValueError("expected 0 <= sell_at <= buy_at <= 1 and 0 <= quorum < 1")
         if value.vol_target <= 0 or value.drawdown_max <= 0 or value.cvar_max <= 0 or value.round_timeout_ms < 1:
             raise ValueError("vol_target, drawdown_max, cvar_max and round_timeout_ms: expected more than 0")
+
+
+def _check_sender(heartbeat: Heartbeat, name: str) -> None:
+    """The subject names who sends it, and a server restricts who publishes there: the payload may name nobody else."""
+    if heartbeat.agent != name:
+        raise ValueError(f"agent: {format_value(heartbeat.agent)} is not of this subject, expected {name!r}")
+    role = heartbeat.role
+    if role in ("agent", "sandbox"):
+        expected = name not in RESERVED_NAMES
+    else:
+        expected = name == role or (role == WATCHDOG and name == STANDBY)
+    if not expected:
+        raise ValueError(f"role: {format_value(role)} is not that of {name!r}")
+    if heartbeat.group is not None and not name.startswith(f"{heartbeat.group}-"):
+        raise ValueError(f"group: {format_value(heartbeat.group)} does not begin the name {name!r} of its host")
 
 
 def check_lifetime(address: Address, subject: str, headers: Mapping[str, str]) -> None:

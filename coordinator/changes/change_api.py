@@ -403,6 +403,11 @@ class ChangeApi:
                 return {"pending": self._sandbox_removals.describe(name)}
             hosts = [host for host in self._policy.hosts if self._policy.serves(host, host)]
             after_adding_sandbox(self._swarm, name, request.table, request.id, hosts)
+            if self._keys is not None and (voters := self._keys.voters_like_hosts(name)):
+                raise UsageError(
+                    f"sandbox add {name}: {', '.join(voters)} would send heartbeats as its host: choose another name, "
+                    f"or revoke the key first (`signalmesh keys revoke {voters[0]}`)"
+                )
             if self._keys is not None and not self._keys.has_host_key(name):
                 raise UsageError(
                     f"sandbox add {name}: the server has no key for its host: with the keys of another server than "

@@ -347,11 +347,18 @@ def _of_added(config: ResolvedSwarm, identity: str, subjects: Subjects) -> Permi
 
 
 def check_voter(config: ResolvedSwarm, name: str) -> None:
-    """Refuse a voter of this name outside the swarm if the swarm runs an agent of that name.
+    """Refuse a voter of this name outside the swarm if the swarm has an agent or a host of that name.
 
     Raises:
-        UsageError: it does.
+        UsageError: it has, or may have.
     """
+    for sandbox in config.sandboxes:
+        if name == sandbox.name or name.startswith(f"{sandbox.name}-"):
+            raise UsageError(
+                f"voter {name!r}: the hosts of sandbox {sandbox.name} are called {sandbox.name} or {sandbox.name}-...: "
+                "a voter would send heartbeats as a host. Choose another name; "
+                f"`signalmesh keys revoke voter-{name}` removes a key that is there"
+            )
     for agent in config.agents:
         if agent.spec.name != name or agent.external:
             continue

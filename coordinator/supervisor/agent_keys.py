@@ -42,6 +42,11 @@ class AgentKeys:
         """Whether this agent has a key, or `up` prepares one as soon as the agent is in the swarm."""
         return self._prepared.is_dir() or agent_key_file(self._directory, agent).exists()
 
+    def voters_like_hosts(self, sandbox: str) -> list[str]:
+        """The identities of voters that have the name of a host of this sandbox."""
+        files = [voter_key_file(self._directory, sandbox), *self._directory.glob(f"voter-{sandbox}-*{KEY_SUFFIX}")]
+        return [file.name.removesuffix(KEY_SUFFIX) for file in files if os.path.lexists(file)]
+
     def voter_file(self, name: str) -> Path | None:
         """The key file of a voter of this name, a program outside the swarm, if there is one."""
         file = voter_key_file(self._directory, name)

@@ -1,7 +1,4 @@
-"""Alerts about messages of unknown kinds: the stream accepts any subject, but no agent reads these.
-
-It polls the stream's counts by subject: receiving every message would cost far more.
-"""
+"""Alerts about messages of unknown kinds and heartbeats of unknown hosts."""
 
 from __future__ import annotations
 
@@ -11,18 +8,28 @@ import structlog
 
 from bus.durable.events import EventPublisher
 from bus.errors import BusError
+from bus.messages import Heartbeat
 from bus.messages.subjects import STORED_KINDS
 from bus.nats.bus import NatsBus
+from coordinator.config.live_swarm import LiveSwarm
+from coordinator.supervisor.policy import Policy
 
 POLL_INTERVAL_S = 5.0
 MAX_REPORTED_KINDS = 100
 """Further kinds are not reported: a writer that invents so many would flood the alerts."""
 
+MAX_REFUSED_HOSTS = 20
+"""Of which the alert `host_refused` is raised in a term."""
+
 log = structlog.get_logger("signalmesh.watchdog")
 
 
 class UnknownMessageMonitor:
-    """Alerts once for each unknown kind of message in the stream, during the life of this process."""
+    """Alerts once for each unknown kind of message in the stream, during the life of this process.
+
+    The stream accepts any subject, but no agent reads these. It polls the stream's counts by subject: receiving every
+    message would cost far more.
+    """
 
     def __init__(self, bus: NatsBus, reports: EventPublisher) -> None:
         self._bus, self._reports = bus, reports
@@ -63,3 +70,33 @@ class UnknownMessageMonitor:
                 subject=example,
                 messages=sum(counts.values()),
             )
+
+
+class HostCheck:
+    """Tells the heartbeat of a sandbox's host from that of an agent or voter that says to be one.
+
+    The server binds a name to its key, and no name is that of a host and of an agent or voter. A host receives the keys
+    of the agents that it is to start.
+    """
+
+    def __init__(self, swarm: LiveSwarm, policy: Policy, reports: EventPublisher, *, keyed: bool) -> None:
+        """`keyed`: the swarm has keys, so that a host can be only that of one of its sandboxes."""
+        self._swarm, self._policy, self._reports, self._keyed = swarm, policy, reports, keyed
+        self._refused: set[str] = set()
+
+    def __call__(self, heartbeat: Heartbeat) -> bool:
+        """Whether this heartbeat of the role sandbox can be that of a host; alerts once for each name of which not."""
+        name = heartbeat.agent
+        sandboxes = {*self._swarm.changes.removed_sandboxes, *(one.name for one in self._swarm.config.sandboxes)}
+        known = not self._keyed or name in self._policy.hosts or (heartbeat.group or name) in sandboxes
+        if known and name not in self._policy.agents:
+            return True
+        if name not in self._refused and len(self._refused) < MAX_REFUSED_HOSTS:
+            self._refused.add(name)
+            self._reports.alert(
+                "warning",
+                "host_refused",
+                f"{name} sends heartbeats of a sandbox's host, which it is not: find out what runs with its key",
+                agent=name,
+            )
+        return False

@@ -44,7 +44,7 @@ from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
 from coordinator.supervisor.renewal import Renewal
 from coordinator.supervisor.takeover import resolve_unreported_exits
-from coordinator.supervisor.unknown_messages import UnknownMessageMonitor
+from coordinator.supervisor.unknown_messages import HostCheck, UnknownMessageMonitor
 
 TICK_S = 0.05
 """Seconds between two decisions when nothing is observed."""
@@ -272,6 +272,7 @@ async def build_leadership(
         recoveries=recoveries,
         unknown_messages=UnknownMessageMonitor(bus, reports),
         renewal=Renewal(bus, term, policy, hosts, publisher, signals.end_term),
+        is_host=HostCheck(swarm, policy, reports, keyed=keys is not None),
     )
     try:
         await leader.listen()
@@ -300,6 +301,7 @@ class Leadership:
         recoveries: RecoveryTraces,
         unknown_messages: UnknownMessageMonitor,
         renewal: Renewal,
+        is_host: HostCheck,
     ) -> None:
         self._bus, self._swarm, self.term = bus, swarm, term
         self._subjects = bus.subjects
@@ -309,6 +311,7 @@ class Leadership:
         self._executor, self._control_api, self._changes = executor, control_api, changes
         self._recoveries, self._unknown_messages = recoveries, unknown_messages
         self._renewal = renewal
+        self._is_host = is_host
         self._availability = AvailabilityTracker(OWN_HEARTBEAT_LOST_S)
         self._own_heartbeat_at = 0.0
         self._verified_at = 0.0
@@ -496,6 +499,8 @@ class Leadership:
         elif heartbeat.role == "provider":
             self._failed = set(failed_sandboxes_of(heartbeat))
         elif heartbeat.role == "sandbox":
+            if not self._is_host(heartbeat):
+                return
             self._availability.received(heartbeat.agent, at, heartbeat.agent_id, heartbeat.uptime_s or 0.0)
             self._policy.host_heartbeat(at, heartbeat)
         else:

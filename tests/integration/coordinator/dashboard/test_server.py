@@ -22,6 +22,7 @@ from bus.messages.headers import CAUSE
 from bus.nats.bus import NatsBus
 from bus.nats.streams import ensure_streams
 from coordinator.dashboard.source import HISTORY
+from tests.support import counted
 from tests.support.collecting import GUARD_S
 from tests.support.dashboard import (
     DashboardProcess,
@@ -439,7 +440,7 @@ async def test_names_with_markup_are_data_everywhere(tmp_path):
                 agent=name, agent_id=name, epoch=1, sequence=1, progress=1, status="live", interval_ms=100,
                 sandbox=MARKUP, pid=number,
             )  # fmt: skip
-            await it.bus.notify(f"swarm.heartbeat.n{number}", encode(heartbeat))
+            await it.bus.notify(f"swarm.heartbeat.{name}", encode(heartbeat))
         await put_alert(it.bus, MARKUP)
         async with asyncio.timeout(GUARD_S):
             while True:
@@ -474,9 +475,13 @@ async def test_a_heartbeat_of_an_impossible_name_opens_no_page_and_reaches_no_su
                 sandbox="base",
             )  # fmt: skip
             await it.bus.notify(f"swarm.heartbeat.n{number}", encode(heartbeat))
+        await it.bus.notify("swarm.heartbeat.n", encode(counted.heartbeat("n")))
         async with asyncio.timeout(GUARD_S):
-            while len((await it.overview())["agents"]) < len(names):
+            while not (agents := (await it.overview())["agents"]):
                 await asyncio.sleep(0.02)
+        assert [agent["name"] for agent in agents] == [
+            "n"
+        ]  # what names another process than its subject is no heartbeat
         for name in names:
             address = f"/api/agents/{urllib.parse.quote(name, safe='')}"
             for method, path, status in (("GET", address, 404), ("POST", f"{address}/kill", 400)):

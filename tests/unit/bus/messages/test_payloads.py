@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
 
@@ -38,7 +39,8 @@ from bus.messages import (
     decode,
     encode,
 )
-from bus.messages.subjects import Subjects
+from bus.messages.subjects import RESERVED_NAMES, Subjects
+from tests.support.counted import heartbeat
 from tests.support.reporters import reporter_of
 
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
@@ -57,8 +59,9 @@ def read(kind: str, data: bytes | dict[str, Any], subject: str | None = None) ->
     if subject is not None:
         return decode(SUBJECTS.parse(subject), subject, data)
     address = SUBJECTS.parse(subject_of(kind))
+    named = "agent" if kind == "heartbeat" else "source"
     with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError):
-        address = dataclasses.replace(address, agent=orjson.loads(data)["source"])  # published by whom it says
+        address = dataclasses.replace(address, agent=orjson.loads(data)[named])  # published by whom it says
         if kind == "lifecycle":
             address = dataclasses.replace(address, topic=orjson.loads(data)["agent"])  # and about whom it says
     return decode(address, subject_of(kind), data)
@@ -385,6 +388,8 @@ def test_what_json_has_no_form_for_is_not_encoded():
 
 texts = st.text(max_size=20)
 names = st.from_regex(r"[A-Za-z0-9]{1,8}", fullmatch=True)
+senders = st.tuples(names.filter(lambda name: name not in RESERVED_NAMES), st.sampled_from(["agent", "sandbox"]))
+senders |= st.sampled_from([("watchdog", "watchdog"), ("standby", "watchdog"), ("mirror", "mirror")])
 whole = st.integers(0, 2**53)
 unit = st.floats(0, 1).map(lambda x: round(x, 10))
 finite = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 10))
@@ -452,9 +457,10 @@ MESSAGES: dict[type, st.SearchStrategy[Any]] = {
         detail=details, **stamped,
     ),
     Heartbeat: st.builds(
-        Heartbeat, agent=names, agent_id=names, epoch=whole, sequence=whole, progress=whole, status=texts,
+        lambda sender, **fields: Heartbeat(agent=sender[0], role=sender[1], **fields), senders, agent_id=names,
+        epoch=whole, sequence=whole, progress=whole, status=texts,
         interval_ms=whole, sandbox=texts, pid=whole, cursor=whole, lag=whole, outputs=whole, poison=whole,
-        role=st.sampled_from(["agent", "sandbox", "watchdog"]), provider=maybe() | texts, uptime_s=maybe() | positive,
+        provider=maybe() | texts, uptime_s=maybe() | positive,
         inventory=maybe() | st.lists(children, max_size=3).map(tuple),
     ),
 }  # fmt: skip
@@ -483,3 +489,27 @@ def test_prices_keep_twelve_digits_and_ten_places(price):
 def test_shares_and_probabilities_are_rounded_to_ten_places(share):
     sent = orjson.loads(encode(Signal(signal="buy", strength=share, indicators={}, timestamp=NOON, source="s")))
     assert sent["strength"] == round(share, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("acme", {"agent": "coordinator"}, "agent: 'coordinator' is not of this subject, expected 'acme'"),
+        ("acme", {"role": "watchdog"}, "role: 'watchdog' is not that of 'acme'"),
+        ("mirror", {"role": "provider"}, "role: 'provider' is not that of 'mirror'"),
+        ("mirror", {"role": "agent"}, "role: 'agent' is not that of 'mirror'"),
+        ("watchdog", {"role": "sandbox"}, "role: 'sandbox' is not that of 'watchdog'"),
+        ("acme", {"role": "sandbox", "group": "python"}, "group: 'python' does not begin the name 'acme' of its host"),
+        ("python-1", {"role": "sandbox", "group": "python"}, None),
+        ("standby", {"role": "watchdog"}, None),
+    ],
+)
+def test_a_heartbeat_names_whom_its_subject_names(name, fields, problem):
+    """A server restricts who publishes under a subject, not what a payload says."""
+    plain = orjson.loads(encode(heartbeat(agent=name))) | fields
+    subject = SUBJECTS.heartbeat(name)
+    if problem is None:
+        read("heartbeat", plain, subject)
+    else:
+        with pytest.raises(MessageError, match=re.escape(problem)):
+            read("heartbeat", plain, subject)
