@@ -75,7 +75,7 @@ def _why_fenced(description: str) -> str:
     """The server's description, and what it means if the stream holds no claim at all."""
     if description != NO_CLAIM:
         return description
-    return f"the stream has removed its claim with the oldest messages ([stream] max_age_s, max_bytes): {description}"
+    return f"the stream has removed its claim with the oldest messages ([stream] max_bytes): {description}"
 
 
 class OutboxState(enum.Enum):
