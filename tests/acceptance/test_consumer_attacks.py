@@ -19,6 +19,7 @@ __all__ = ["server"]
 EVIL = {"deliver_subject": "evil", "ack_policy": "none", "mem_storage": True}
 
 
+@pytest.mark.slow
 async def test_a_flood_of_consumers_is_deleted_and_readers_go_on(server: Secured):
     """The limit is the stream's own: a server without keys has it too."""
     async with connected(server, "sandbox-base", "up") as (operator, captured, up):

@@ -140,6 +140,7 @@ async def test_a_stream_without_its_beginning_is_not_compared(tmp_path: Path, go
     assert all("--file" in (agent.left_out or "") for agent in replay.agents.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["the server", "the file"])
 async def test_what_is_missing_between_others_fails_and_is_named(tmp_path: Path, good: Recorded, by: str):
     """Nothing in it differs: what follows the gap cannot be compared. Its end alone is missing as well."""

@@ -41,6 +41,7 @@ def read(path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("piece", [b"x" * MIB, b"\0" * MIB, b'"' * MIB, b"," * MIB, b'"' + b"x" * (MIB - 1)])
 def test_a_line_without_end_is_refused_in_little_memory(tmp_path, piece):
@@ -66,6 +67,7 @@ def test_long_lines_and_many_lines_are_read(tmp_path, end):
         assert len([fields for _, fields in table.rows if fields[0] == long]) == 30
 
 
+@pytest.mark.slow
 def test_headlines_of_a_small_file_that_unpacks_to_a_large_one_are_refused(tmp_path):
     with gzip.open(tmp_path / "bomb.csv.gz", "wb", compresslevel=1) as file:
         file.write(b"date,symbols,text\n")

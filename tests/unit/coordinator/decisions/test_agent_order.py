@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import msgspec
 import orjson
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,6 +145,7 @@ anything: st.SearchStrategy[Event | int] = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(anything, max_size=60), st.booleans(), st.data())
 def test_a_restored_state_goes_on_as_if_nothing_had_happened(

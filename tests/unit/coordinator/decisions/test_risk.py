@@ -263,6 +263,7 @@ def test_more_risk_never_grows_the_position(
 anything_positive = st.floats(min_value=5e-324, max_value=1.7e308)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.dictionaries(st.sampled_from("abcd"), st.floats(0, 1.7e308), min_size=1).filter(lambda v: any(v.values())),

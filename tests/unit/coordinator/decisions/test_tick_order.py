@@ -146,6 +146,7 @@ numbers = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.lists(st.builds(tick, numbers, whens), max_size=30), st.integers(1, 10**6), st.integers(-100, 100))
 def test_nothing_silences_a_feed_that_counts_upwards(odd: list[MarketData], first: int, at: int) -> None:

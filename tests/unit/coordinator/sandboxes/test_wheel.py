@@ -8,10 +8,13 @@ import sys
 import zipfile
 from io import BytesIO
 
+import pytest
+
 from coordinator.sandboxes import wheel
 from tests.support.repository import ROOT
 
 
+@pytest.mark.slow
 def test_our_wheel_has_the_code_that_runs_here_and_is_the_same_each_time(tmp_path):
     name, content = wheel.wheel()
     assert wheel.wheel() == (name, content)
