@@ -106,8 +106,8 @@ def records(data: bytes) -> None:
 
 
 @target(
-    b'{"revision":1,"added":{"a":{"table":{"kind":"momentum","sandbox":"base"},"origin":{}}}}',
-    b'{"revision":2,"removed":{"a":{"after":3,"forget":true}},"moved":{"b":{"to":"base","after":1}}}',
+    b'{"revision":1,"agents":{"a":{"table":{"kind":"momentum","sandbox":"base"},"after":3}}}',
+    b'{"revision":2,"removed":{"a":{"after":3,"forget":true}},"moved":{"b":{"sandbox":"base","after":1}}}',
     b'{"file":"/x.toml","saved":{"agents":{"a":"00"},"moved":{}}}',
 )
 def changes(data: bytes) -> None:
