@@ -22,6 +22,7 @@ from coordinator.config.settings import AgentSettings, SandboxSpec
 __all__ = [
     "ALL_KINDS",
     "COORDINATOR_KIND",
+    "MAX_WEIGHT",
     "PROVIDERS",
     "AgentTable",
     "SandboxTable",
@@ -36,6 +37,8 @@ PROVIDERS = ("local", "e2b")
 """Sandbox providers that are implemented."""
 COORDINATOR_KIND = "coordinator"
 ALL_KINDS = {**KINDS, COORDINATOR_KIND: "coordinator.decisions.agent:CoordinatorAgent"}
+MAX_WEIGHT = 1_000_000
+"""Of a vote; larger ones tell no more, and their sum might be no number."""
 _MEMORY_KEY = re.compile(r"(?=.{1,128}$)[A-Za-z0-9_=-]+(\.[A-Za-z0-9_=-]+)*")
 
 
@@ -75,7 +78,7 @@ class AgentTable:
     votes: bool | None = None
     """Whether its votes count. By default `true` for agents that publish `signal` or `sentiment`, and for external
     ones."""
-    weight: Annotated[float, Meta(ge=0)] = 1.0
+    weight: Annotated[float, Meta(ge=0, le=MAX_WEIGHT)] = 1.0
     """Weight of its vote; normalised over all voters."""
     memory_key: str | None = None
     """Last part of its key in the memory bucket. By default its first published kind."""

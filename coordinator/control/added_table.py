@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tomllib
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from bus.errors import UsageError
 from coordinator.config.credential_check import check_no_credentials
+from coordinator.config.tables import MAX_WEIGHT
 
 
 def added_table(
@@ -26,14 +28,16 @@ def added_table(
     """The table, with what is given; the watchdog checks its values.
 
     Raises:
-        UsageError: not exactly one of --kind, --class and --command is given, an option is no KEY=VALUE, or something
-            looks like a credential.
+        UsageError: not exactly one of --kind, --class and --command is given, the weight is out of range, an option is
+            no KEY=VALUE, or something looks like a credential.
     """
     ways = {"--class": class_, "--kind": kind, "--command": command}
     given = [way for way, value in ways.items() if value is not None]
     if len(given) != 1:
         found = f"{' and '.join(given)} are given" if given else "none is given"
         raise UsageError(f"{', '.join(ways)}: expected one of them, {found}")
+    if weight is not None and not 0 <= weight <= MAX_WEIGHT:
+        raise UsageError(f"--weight {weight:g}: expected a number from 0 to {MAX_WEIGHT}; 1 is that of other agents")
     values = {
         "class": class_,
         "kind": kind,
@@ -62,6 +66,9 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"--option {text!r}: expected KEY=VALUE")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value
+    if isinstance(parsed, float) and not math.isfinite(parsed):
+        raise UsageError(f"--option {text!r}: expected a finite number")
+    return key.strip(), parsed

@@ -12,6 +12,7 @@ from msgspec import Meta
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
 from coordinator.config.credential_check import check_no_credentials
+from coordinator.config.tables import MAX_WEIGHT
 from coordinator.control.changes import AddedToSwarm, ChangedSandbox, MovedAgent, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
@@ -61,7 +62,7 @@ class AddArguments:
     kind: Annotated[Word, Meta(description="An agent kind that ships with the project.")] | None = None
     agent_class: Annotated[Word, Meta(description="module:Class of an agent of the user's own.")] | None = None
     sandbox: SandboxName | None = None
-    weight: Annotated[float, Meta(ge=0, description="Weight of its vote; 1 without it.")] | None = None
+    weight: Annotated[float, Meta(ge=0, le=MAX_WEIGHT, description="Weight of its vote; 1 without it.")] | None = None
     options: Annotated[dict[str, Any], Meta(description="Options of its kind.")] = field(default_factory=dict)
     confirm: Confirm = False
 
