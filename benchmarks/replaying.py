@@ -65,7 +65,7 @@ async def _by_recovery(messages: list[StoredMessage], config: SwarmConfig) -> tu
             server.store(f"in.{stored.subject}", stored.data, stored.headers)
         agent, bus, agent_id = make_agent(settings.spec), MemoryBus(server), new_agent_id()
         epoch = await claim(bus, agent.name, agent_id=agent_id, claimed_by=agent.name, sandbox="")
-        runtime = Runtime(agent, bus, epoch, agent_id=agent_id, pipelined=True)
+        runtime = Runtime(agent, bus, epoch, agent_id=agent_id)
         started_wall, started_cpu = time.perf_counter(), time.process_time()
         running = asyncio.create_task(runtime.run())
         async with asyncio.timeout(WAIT_S):

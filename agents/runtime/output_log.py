@@ -59,14 +59,13 @@ class OutputLog:
         on_output_stored: Callable[[str, bytes], None] | None = None,
         tracing: AgentTracing | None = None,
         *,
-        pipelined: bool,
         max_per_s: int = MAX_OUTPUTS_PER_S,
     ) -> None:
         self._bus, self._agent, self._epoch = bus, agent, epoch
         self._subjects = bus.subjects
         self._fence = fence(bus, agent, epoch)
         self._written_by = (f"{bus.subjects.ns}.*.*.{agent}",)
-        self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked, pipelined=pipelined)
+        self._outbox = Outbox(bus, self._written_by, on_fenced, self._on_acked, pipelined=False)  # until `read_back`
         self._outbox.stored_through = epoch
         self._rate = OutputRate(agent, max_per_s, on_fenced)
         self.outputs = 0
@@ -90,6 +89,7 @@ class OutputLog:
 
     async def read_back(self) -> StoredOutputs:
         """Find what this agent has stored beyond the snapshot."""
+        await self._outbox.find_pipelining()
         found = StoredOutputs()
         numbered: dict[int, StoredMessage] = {}
         for stored in await self._bus.read_back(self._written_by, self.stored_sequence + 1):

@@ -24,7 +24,6 @@ from agents.runtime.tracing import AgentTracing
 from agents.spec import AgentSpec, ClassTraits, load_class
 from bus.durable.events import EventPublisher
 from bus.durable.fencing import claim, new_agent_id
-from bus.durable.outbox import can_pipeline
 from bus.durable.snapshots import first_snapshot
 from bus.errors import EXIT_DONE, EXIT_FAILED, BusTimeout, Disconnected, Fenced, MeshError, UsageError
 from bus.messages import Heartbeat
@@ -160,7 +159,6 @@ async def _run_connected(incarnation: Incarnation, first_error: _FirstError) -> 
             bus,
             epoch,
             agent_id=agent_id,
-            pipelined=await can_pipeline(bus),
             sandbox=incarnation.sandbox,
             max_outputs_per_s=incarnation.max_outputs_per_s,
             first=first_snapshot(spec.start_after, spec.start_outputs),

@@ -75,7 +75,6 @@ class Runtime:
         bus: a connection of its own.
         epoch: the epoch that was claimed for this incarnation.
         agent_id: the id that the claim names.
-        pipelined: whether the stream takes an output before the one before it is acknowledged (`can_pipeline`).
         sandbox: where it runs; for reports only.
         snapshot_inputs: a snapshot is taken after so many inputs at the latest.
         max_outputs_per_s: what it may publish; a faster agent waits, and ends if it never slows down.
@@ -90,7 +89,6 @@ class Runtime:
         epoch: int,
         *,
         agent_id: str,
-        pipelined: bool,
         sandbox: str = "",
         snapshot_inputs: int = SNAPSHOT_INPUTS,
         max_outputs_per_s: int = MAX_OUTPUTS_PER_S,
@@ -123,7 +121,6 @@ class Runtime:
             self.fail,
             hooks.on_output_stored,
             hooks.tracing,
-            pipelined=pipelined,
             max_per_s=max_outputs_per_s,
         )
         self.fault_reporter = FaultReporter(agent.name, self.output_log.reports)

@@ -356,12 +356,16 @@ class Outbox:
             except BusError as error:
                 log.debug("outbox_resync_retried", error=str(error))
 
+    async def find_pipelining(self) -> None:
+        """Look whether the stream takes a message before the one before it is acknowledged."""
+        self._pipelined = await self._bus.pipelines()
+
     async def _resync(self) -> None:
         """Read back which messages are stored, resend the rest in order, and only then send new ones."""
         if self.closed:
             return
         generation = self._connection_generation
-        self._pipelined = await self._bus.pipelines()
+        await self.find_pipelining()
         if self._entries:
             stored = await self._bus.read_back(self._written_by, self.stored_through + 1)
             known = {m.headers[h.MSG_ID]: m.sequence for m in stored if h.MSG_ID in m.headers}

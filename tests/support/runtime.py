@@ -20,7 +20,6 @@ async def claim_runtime(
         bus,
         epoch,
         agent_id=agent_id,
-        pipelined=await bus.pipelines(),
         snapshot_inputs=snapshot_inputs,
         hooks=hooks,
     )

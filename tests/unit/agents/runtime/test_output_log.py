@@ -36,7 +36,7 @@ class World:
     def __init__(self, server: MemoryServer, bus: MemoryBus, epoch: int) -> None:
         self.server = server
         self.noted: list[str] = []
-        self.log = OutputLog(bus, "me", epoch, self._end, lambda kind, _: self.noted.append(kind), pipelined=True)
+        self.log = OutputLog(bus, "me", epoch, self._end, lambda kind, _: self.noted.append(kind))
 
     @staticmethod
     def _end(error: MeshError) -> None:
@@ -83,6 +83,25 @@ async def test_outputs_are_numbered_through_and_name_their_cause(world):
     assert world.log.outputs == 3
     assert world.noted == ["signal", "signal", "market"]
     assert world.log.stored_sequence == world.server.last_sequence
+
+
+@pytest.mark.parametrize(("pipelines", "unacknowledged"), [(True, ["1", "2", "3"]), (False, ["1"])])
+async def test_the_stream_says_whether_an_output_may_be_sent_before_the_one_before_it_is_stored(
+    pipelines: bool, unacknowledged: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    bus, sent = MemoryBus(MemoryServer()), list[str]()
+
+    async def found() -> bool:
+        return pipelines
+
+    monkeypatch.setattr(bus, "pipelines", found)
+    world = World(bus.server, bus, await claim(bus, "me", agent_id="id", claimed_by="me", sandbox=""))
+    monkeypatch.setattr(bus, "send", lambda subject, data, headers, done: sent.append(headers[h.OUTPUT]))
+    await world.log.read_back()
+    world.log.publish([answer(0.1), answer(0.2), answer(0.3)], 7)
+    world.log.push()
+    assert sent == unacknowledged
+    world.log.close()
 
 
 async def test_what_is_stored_beyond_the_snapshot_is_not_published_again(world):

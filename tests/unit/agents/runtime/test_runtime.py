@@ -173,7 +173,7 @@ async def live_through(
             if zombie_gate.brief:  # it wakes up beside its successor
                 zombie_gate.faults.clear()
                 zombie_gate.resumed.set()
-        runtime = Runtime(cls("agent"), bus, epoch, agent_id=agent_id, pipelined=True, snapshot_inputs=3)
+        runtime = Runtime(cls("agent"), bus, epoch, agent_id=agent_id, snapshot_inputs=3)
         task = asyncio.create_task(runtime.run())
         done = asyncio.create_task(goal())
         died = asyncio.create_task(gate.died.wait())
