@@ -155,6 +155,8 @@ async def test_a_round_in_which_an_agent_was_killed_is_one_trace(tmp_path: Path,
             await subscriber.back({killed: heartbeat["epoch"]})
             await subscriber.more_decisions(3)
             await collector.until("the recovery", lambda kill=kill: len(recoveries(collector, killed)) == kill)  # type: ignore[misc]
+            # A span that is exported again after the next kill links that recovery, not this one any more.
+            await collector.until("an answer that links it", lambda: links_newest(collector, killed, late))
         for number in range(1, subscriber.decisions[-1]["round"]):
             assert_tree(await whole(collector, number), set(VOTERS))
 
@@ -236,6 +238,14 @@ async def test_a_watchdog_that_dies_in_a_recovery_leaves_no_parent_missing(tmp_p
 
 def phases_of(killed: str) -> dict[str, str]:
     return {name: "watchdog" if name in PHASES[:3] else killed for name in PHASES}
+
+
+def links_newest(collector: OtlpCollector, killed: str, late: set[int]) -> bool:
+    """Whether the newest recovery is linked: by the round that had to wait for it, if one had."""
+    newest = {(root.trace, root.id) for trace in recoveries(collector, killed)[-1:] for root in roots(trace)}
+    linking = [span for span in collector.spans if any(link[:2] in newest for link in span.links)]
+    waited = max(late, default=None)
+    return any(waited in (None, span.attributes.get("mesh.round")) for span in linking)
 
 
 def ticks(subscriber: Subscriber) -> list[int]:
