@@ -23,11 +23,12 @@ class AttemptCounts(Generic[K]):
         self._counts: dict[K, int] = {}
         self._reported_at: dict[K, float] = {}
 
-    def add(self, attempt: K, otherwise: K) -> None:
-        """Count an attempt; as `otherwise`, once MAX_TOLD_APART are told apart."""
+    def add(self, attempt: K, otherwise: K) -> K:
+        """Count an attempt; as `otherwise`, once MAX_TOLD_APART are told apart. Returns as which it was counted."""
         if attempt not in self._counts and len(self._counts) >= MAX_TOLD_APART:
             attempt = otherwise
         self._counts[attempt] = self._counts.get(attempt, 0) + 1
+        return attempt
 
     def due(self) -> Iterator[tuple[K, int]]:
         """The attempts that are to be reported now, and how often each was made since its last report."""

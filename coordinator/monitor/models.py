@@ -127,8 +127,8 @@ class DashboardStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusals:
-    """What was refused to clients, as the alerts `client_refused` and `api_request_refused` report it that the stream
-    holds from message `since` on. An alert has the attempts of a minute.
+    """What was refused to clients, as the alerts `client_refused`, `api_request_refused`, `heartbeat_refused` and
+    `host_refused` report it that the stream holds from message `since` on. An alert has the attempts of a minute.
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""What was refused to clients, as the alerts of `up` and of the sandbox hosts report it."""
+"""What was refused to clients, as the alerts of `up`, of the watchdog and of the sandbox hosts report it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 
 from bus.messages import Alert
+from bus.messages.subjects import WATCHDOG
 from bus.utils.attempt_counts import MAX_TOLD_APART
 from coordinator.security.permissions import UNNAMED
 
 __all__ = ["UNKNOWN_KEY", "RefusalCounts", "RefusedAttempts", "refusal_in"]
 
 ATTEMPTS = ("connect", "publish", "subscribe")
+HEARTBEATS = ("heartbeat_refused", "host_refused")
 MAX_ATTEMPTS = 10**9
 """In one report: a larger number is a mistake."""
 UP = "up"
@@ -44,6 +46,8 @@ def refusal_in(alert: Alert, writer: str) -> RefusedAttempts | None:
         return RefusedAttempts(who=who, attempt=attempt, reported_by=writer, count=count)
     if alert.code == "api_request_refused" and alert.agent is not None and writer != UP:
         return RefusedAttempts(who=f"agent-{alert.agent}", attempt="request", reported_by=writer, count=count)
+    if alert.code in HEARTBEATS and writer == WATCHDOG:
+        return RefusedAttempts(who=str(alert.detail.get("who")), attempt="heartbeat", reported_by=writer, count=count)
     return None
 
 

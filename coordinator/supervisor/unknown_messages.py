@@ -1,4 +1,4 @@
-"""Alerts about messages of unknown kinds and heartbeats of unknown hosts."""
+"""Alerts about messages of unknown kinds, and about heartbeats that are not believed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import structlog
 from bus.durable.events import EventPublisher
 from bus.errors import BusError
 from bus.messages import Heartbeat
-from bus.messages.subjects import STORED_KINDS
+from bus.messages.subjects import RESERVED_NAMES, STORED_KINDS
 from bus.nats.bus import NatsBus
+from bus.utils.attempt_counts import AttemptCounts
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.supervisor.policy import Policy
 
@@ -18,8 +19,7 @@ POLL_INTERVAL_S = 5.0
 MAX_REPORTED_KINDS = 100
 """Further kinds are not reported: a writer that invents so many would flood the alerts."""
 
-MAX_REFUSED_HOSTS = 20
-"""Of which the alert `host_refused` is raised in a term."""
+OTHERS = "others"
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -72,6 +72,46 @@ class UnknownMessageMonitor:
             )
 
 
+class RefusedHeartbeats:
+    """Alerts about heartbeats that are not believed: of each name in their subjects at once, then once a minute."""
+
+    def __init__(self, policy: Policy, reports: EventPublisher) -> None:
+        self._policy, self._reports = policy, reports
+        self._counts: AttemptCounts[tuple[str, bool]] = AttemptCounts()
+        self._problems: dict[tuple[str, bool], str] = {}
+        """Why the newest one was refused."""
+
+    def add(self, name: str, problem: str, *, as_host: bool) -> None:
+        """Count a heartbeat under the subject of `name`; `as_host`: it says to be a host's."""
+        self._problems[self._counts.add((name, as_host), (OTHERS, as_host))] = problem
+        self.check()
+
+    def check(self) -> None:
+        """Alert about what has been refused since the last alert about it. Call it about once a second."""
+        for (name, as_host), count in self._counts.due():
+            code = "heartbeat_refused"
+            if as_host:
+                code = "host_refused"
+            heartbeats = "a heartbeat" if count == 1 else f"{count} heartbeats"
+            self._reports.alert(
+                "warning",
+                code,
+                f"refused {heartbeats} of {name}, the last one because: {self._problems[name, as_host]}; "
+                f"find out what runs with the key of {name}",
+                agent=None if name == OTHERS else name,
+                who=self._identity(name),
+                count=count,
+            )
+
+    def _identity(self, name: str) -> str:
+        """Whose key may publish under this name."""
+        if (agent := self._policy.agents.get(name)) is not None:
+            return f"{'voter' if agent.phase == 'external' else 'agent'}-{name}"
+        if name in self._policy.hosts:
+            return f"sandbox-{name}"
+        return name if name == OTHERS or name in RESERVED_NAMES else f"voter-{name}"
+
+
 class HostCheck:
     """Tells the heartbeat of a sandbox's host from that of an agent or voter that says to be one.
 
@@ -79,24 +119,16 @@ class HostCheck:
     of the agents that it is to start.
     """
 
-    def __init__(self, swarm: LiveSwarm, policy: Policy, reports: EventPublisher, *, keyed: bool) -> None:
+    def __init__(self, swarm: LiveSwarm, policy: Policy, refused: RefusedHeartbeats, *, keyed: bool) -> None:
         """`keyed`: the swarm has keys, so that a host can be only that of one of its sandboxes."""
-        self._swarm, self._policy, self._reports, self._keyed = swarm, policy, reports, keyed
-        self._refused: set[str] = set()
+        self._swarm, self._policy, self._refused, self._keyed = swarm, policy, refused, keyed
 
     def __call__(self, heartbeat: Heartbeat) -> bool:
-        """Whether this heartbeat of the role sandbox can be that of a host; alerts once for each name of which not."""
+        """Whether this heartbeat of the role sandbox can be that of a host; if not, it is counted as refused."""
         name = heartbeat.agent
         sandboxes = {*self._swarm.changes.removed_sandboxes, *(one.name for one in self._swarm.config.sandboxes)}
         known = not self._keyed or name in self._policy.hosts or (heartbeat.group or name) in sandboxes
         if known and name not in self._policy.agents:
             return True
-        if name not in self._refused and len(self._refused) < MAX_REFUSED_HOSTS:
-            self._refused.add(name)
-            self._reports.alert(
-                "warning",
-                "host_refused",
-                f"{name} sends heartbeats of a sandbox's host, which it is not: find out what runs with its key",
-                agent=name,
-            )
+        self._refused.add(name, "it says to be the host of a sandbox", as_host=True)
         return False

@@ -44,7 +44,7 @@ from coordinator.supervisor.policy import Policy
 from coordinator.supervisor.recovery_traces import RecoveryTraces, watchdog_tracer
 from coordinator.supervisor.renewal import Renewal
 from coordinator.supervisor.takeover import resolve_unreported_exits
-from coordinator.supervisor.unknown_messages import HostCheck, UnknownMessageMonitor
+from coordinator.supervisor.unknown_messages import HostCheck, RefusedHeartbeats, UnknownMessageMonitor
 
 TICK_S = 0.05
 """Seconds between two decisions when nothing is observed."""
@@ -227,6 +227,7 @@ async def build_leadership(
     publisher = ConfigPublisher(bus, swarm, reports, lambda config: current_voters(config, policy))
     recoveries = RecoveryTraces(watchdog_tracer(bus.subjects.ns, term))
     agent_keys = None if keys is None else AgentKeys(keys)
+    refused = RefusedHeartbeats(policy, reports)
     parts = LeaderParts(
         bus=bus,
         keys=agent_keys,
@@ -272,7 +273,8 @@ async def build_leadership(
         recoveries=recoveries,
         unknown_messages=UnknownMessageMonitor(bus, reports),
         renewal=Renewal(bus, term, policy, hosts, publisher, signals.end_term),
-        is_host=HostCheck(swarm, policy, reports, keyed=keys is not None),
+        refused_heartbeats=refused,
+        is_host=HostCheck(swarm, policy, refused, keyed=keys is not None),
     )
     try:
         await leader.listen()
@@ -301,6 +303,7 @@ class Leadership:
         recoveries: RecoveryTraces,
         unknown_messages: UnknownMessageMonitor,
         renewal: Renewal,
+        refused_heartbeats: RefusedHeartbeats,
         is_host: HostCheck,
     ) -> None:
         self._bus, self._swarm, self.term = bus, swarm, term
@@ -311,7 +314,7 @@ class Leadership:
         self._executor, self._control_api, self._changes = executor, control_api, changes
         self._recoveries, self._unknown_messages = recoveries, unknown_messages
         self._renewal = renewal
-        self._is_host = is_host
+        self._refused_heartbeats, self._is_host = refused_heartbeats, is_host
         self._availability = AvailabilityTracker(OWN_HEARTBEAT_LOST_S)
         self._own_heartbeat_at = 0.0
         self._verified_at = 0.0
@@ -377,6 +380,7 @@ class Leadership:
                 for action in self._decide():
                     self._executor.execute(action)
                 self._control_api.check_restarts()
+                self._refused_heartbeats.check()
                 if self._changes is not None:
                     self._changes.check()
             await self._signals.wait(TICK_S)
@@ -512,9 +516,8 @@ class Leadership:
                 return
         self._signals.wake()
 
-    @staticmethod
-    def _on_malformed_heartbeat(subject: str, error: MessageError) -> None:
-        log.warning("malformed_heartbeat", subject=subject, problem=error.problem)
+    def _on_malformed_heartbeat(self, subject: str, error: MessageError) -> None:
+        self._refused_heartbeats.add(subject.rpartition(".")[2], error.problem, as_host=False)
 
     async def _on_lifecycle(self, received: ReceivedMessage) -> None:
         try:

@@ -76,7 +76,7 @@ class Instruments:
         self.alerts = counter("alerts", "Alerts, by severity and code.", "severity", "code")
         self.refused_attempts = counter(
             "refused_attempts",
-            "What the server or a sandbox host has refused to a client, by whose key it was and what was attempted.",
+            "What the server, the watchdog or a host has refused to a client, by whose key it was and the attempt.",
             "identity",
             "attempt",
         )

@@ -16,6 +16,7 @@ MEANINGS = {
     "durability_not_set": "The server of `--nats` has its own durability, which `[stream] durability` cannot change.",
     "feed_renumbered": "A feed has started to number its ticks from another number on.",
     "handler_failed": "A handler failed over an event, which is skipped. Further failures are summed up.",
+    "heartbeat_refused": "A heartbeat names another process or role than its subject. It is ignored.",
     "host_refused": "A process sends heartbeats of a sandbox's host, which it is not. They are ignored.",
     "key_unusable": "A key file cannot be used. If it replaced another, the other keys stay as they were.",
     "keys_replaced": "Key files were replaced. The server uses them, and the processes that have them are restarted.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -52,18 +53,24 @@ async def test_heartbeats_that_name_other_processes_are_not_believed(tmp_path: P
         }
         before = {name: subscriber.claims[name] for name in AGENTS}
         status = (await swarm.command("status", "--json")).json
+        assert status["refused"] is None
         for own, seed in seeds.items():
             bus = await NatsBus.connect(swarm.url, swarm.name, own, credentials=credentials_of(seed))
             stack.push_async_callback(bus.close)
             for heartbeat in 3 * forged(subscriber.heartbeats, own):
                 await bus.notify(f"{swarm.name}.heartbeat.{own}", orjson.dumps(heartbeat))
             await bus.flush()
-        alerts = await subscriber.alerted("host_refused", 2)
-        assert {alert["agent"] for alert in alerts} == {AGENT, VOTER}
+        for code in ("heartbeat_refused", "host_refused"):
+            alerts = await subscriber.alerted(code, 2)
+            assert {alert["agent"] for alert in alerts} == {AGENT, VOTER}
         await subscriber.more_decisions(40)  # longer than a host may be silent
+        told = [(alert["code"], alert["agent"]) for alert in subscriber.alerts if alert["code"].endswith("_refused")]
+        assert {*Counter(told).values()} == {1}, "of each name once, then once a minute"
         assert {name: subscriber.claims[name] for name in before} == before
         events = {item["event"] for item in subscriber.lifecycle}
         assert not events & {"declared_dead", "exited", "moved", "quarantined"}, events
         after = (await swarm.command("status", "--json")).json
         assert {agent["restarts"] for agent in after["agents"]} == {0}
+        refused = {(one["who"], one["attempt"], one["reported_by"]) for one in after["refused"]["by"]}
+        assert refused == {(who, "heartbeat", "watchdog") for who in (f"agent-{AGENT}", f"voter-{VOTER}")}
         assert after["watchdog_term"] == status["watchdog_term"]

@@ -28,6 +28,12 @@ def test_the_address_and_the_subject_are_left_out():
     assert found == RefusedAttempts(who="agent-a", attempt="publish", reported_by="up", count=5)
 
 
+@pytest.mark.parametrize("code", ["heartbeat_refused", "host_refused"])
+def test_the_watchdog_reports_heartbeats(code: str):
+    found = refusal_in(alert(code, "a", who="agent-a", count=5), "watchdog")
+    assert found == RefusedAttempts(who="agent-a", attempt="heartbeat", reported_by="watchdog", count=5)
+
+
 @pytest.mark.parametrize(
     ("found", "writer"),
     [
@@ -38,6 +44,7 @@ def test_the_address_and_the_subject_are_left_out():
         (by_up("agent-a", count="5"), "up"),
         (alert("api_request_refused"), "base"),
         (alert("api_request_refused", "a"), "up"),
+        (alert("heartbeat_refused", "a", who="agent-a"), "a"),
         (alert("key_unusable", "a"), "up"),
     ],
 )
