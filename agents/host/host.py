@@ -239,6 +239,7 @@ class Host:
             self._credentials or credentials_from(),
             creds="",
             nkey_seed=order.seed,
+            jwt=order.jwt,
             api=self._bus.subjects.api(order.spec.name),
             api_host=self.name,
         )

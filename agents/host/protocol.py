@@ -31,6 +31,8 @@ class SpawnOrder:
     """The span of the recovery that it is part of."""
     seed: str = field(default="", repr=False)
     """The nkey of this agent, a secret; empty: it connects as its host does."""
+    jwt: str = ""
+    """The JWT of the user with this nkey, where the server wants one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

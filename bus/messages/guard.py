@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bus.messages.subjects import Subjects
 
-__all__ = ["GUARD", "guarded", "mappings", "without_guard"]
+__all__ = ["GUARD", "guarded", "mapped", "mappings", "without_guard"]
 
 GUARD = "_R_."
 """nats-server's prefix of the replies of imported services, which it refuses in the reply subject of a client."""
@@ -29,10 +29,12 @@ def without_guard(subject: str) -> str:
     return subject.removeprefix(GUARD)
 
 
+def mapped(subjects: Subjects) -> tuple[str, ...]:
+    """What the server maps to `guarded` of it, for this swarm."""
+    buckets = subjects.state_bucket, subjects.memory_bucket, subjects.registry_bucket
+    return (f"{subjects.write_prefix}>", *(f"$KV.{bucket}.>" for bucket in buckets))
+
+
 def mappings(subjects: Subjects) -> str:
     """The lines of nats-server's configuration with the mapping of this swarm."""
-    taken = (
-        f"{subjects.write_prefix}>",
-        *(f"$KV.{bucket}.>" for bucket in (subjects.state_bucket, subjects.memory_bucket, subjects.registry_bucket)),
-    )
-    return "mappings {\n" + "".join(f'  "{subject}": "{guarded(subject)}"\n' for subject in taken) + "}\n"
+    return "mappings {\n" + "".join(f'  "{each}": "{guarded(each)}"\n' for each in mapped(subjects)) + "}\n"

@@ -6,6 +6,8 @@ environment and in arguments. Only this module reads these variables.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
 import ssl
 import stat
@@ -13,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from bus.errors import UsageError
 
@@ -32,6 +36,7 @@ __all__ = [
     "credentials_from",
     "credentials_of",
     "inbox_of",
+    "jwt_beside",
     "public_key_of",
     "read_private",
 ]
@@ -51,6 +56,16 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 MAX_FILE_BYTES = 64 << 10
 SECRET = (CREDS_VARIABLE, SEED_VARIABLE)
 NEW_KEY = "have it replaced (`signalmesh keys rotate`)"
+JWT_SUFFIX = ".jwt"
+_CREDS = """-----BEGIN NATS USER JWT-----
+{jwt}
+------END NATS USER JWT------
+
+-----BEGIN USER NKEY SEED-----
+{seed}
+------END USER NKEY SEED------
+"""
+"""As `nsc` writes both into one file."""
 OPTIONS = {
     CREDS_VARIABLE: "--nats-creds",
     SEED_VARIABLE: "--nats-nkey",
@@ -65,17 +80,18 @@ class Credentials:
     """The contents of files, not their names; the secret ones are not in its `repr`.
 
     `creds` is a user's JWT and seed as `nsc` writes them, `nkey_seed` a seed alone, `nkey_file` the file that it was
-    read from, if any, for errors. `ca` are certificates (PEM) that are trusted instead of the system's, read from
-    `ca_file`: with them no connection to another machine is made without TLS. `certificate` names the files of a
-    client's certificate and its key, for OpenSSL reads only files. `tls_first`: the client starts TLS first, as a
-    server with `handshake_first` and proxies in front of port 443 expect. `api` is the prefix of subjects at which
-    JetStream's API is requested: an agent of a swarm with keys requests it of its host (agents/host/api_gateway.py),
-    which is named `api_host`.
+    read from, if any, for errors. `jwt` is the JWT of the user with that seed, where the server wants one. `ca` are
+    certificates (PEM) that are trusted instead of the system's, read from `ca_file`: with them no connection to another
+    machine is made without TLS. `certificate` names the files of a client's certificate and its key, for OpenSSL reads
+    only files. `tls_first`: the client starts TLS first, as a server with `handshake_first` and proxies in front of
+    port 443 expect. `api` is the prefix of subjects at which JetStream's API is requested: an agent of a swarm with
+    keys requests it of its host (agents/host/api_gateway.py), which is named `api_host`.
     """
 
     creds: str = field(default="", repr=False)
     nkey_seed: str = field(default="", repr=False)
     nkey_file: str = ""
+    jwt: str = ""
     ca: str = ""
     ca_file: str = ""
     certificate: tuple[str, str] | None = None
@@ -90,13 +106,17 @@ class Credentials:
             UsageError: `ca` contains no certificate, or the files of `certificate` cannot be used.
         """
         options: dict[str, Any] = {}
-        if self.creds:
+        creds = self.creds
+        if not creds and self.nkey_seed:
+            if self.jwt:
+                creds = _CREDS.format(jwt=self.jwt, seed=self.nkey_seed)
+            else:
+                options["nkeys_seed_str"] = self.nkey_seed
+            options["inbox_prefix"] = inbox_of(public_key_of(self.nkey_seed))
+        if creds:
             from nats.aio.client import RawCredentials
 
-            options["user_credentials"] = RawCredentials(self.creds)
-        elif self.nkey_seed:
-            options["nkeys_seed_str"] = self.nkey_seed
-            options["inbox_prefix"] = inbox_of(public_key_of(self.nkey_seed))
+            options["user_credentials"] = RawCredentials(creds)
         if self.ca or self.tls_first or url.startswith(("tls://", "wss://")):
             options["tls"] = self.context()
         if self.tls_first:
@@ -136,6 +156,41 @@ class Credentials:
             raise UsageError(
                 f"--nats-cert {file} and --nats-cert-key {key}: cannot be read: {error.strerror}"
             ) from None
+
+
+def jwt_beside(file: Path) -> str:
+    """The JWT of the user whose seed is in `file`: `NAME.jwt` beside `NAME.nk`; empty: there is none.
+
+    A server with operators admits no nkey without one. It is no secret.
+
+    Raises:
+        UsageError: it cannot be read, is none, or is that of another user.
+    """
+    beside = file.with_suffix(JWT_SUFFIX)
+    try:
+        text = beside.read_text("ascii").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"{beside}: cannot be read: {reason}; expected the JWT of the user in {file.name}") from None
+    try:
+        claims = orjson.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
+        user = claims["sub"]
+    except (ValueError, LookupError, TypeError):
+        raise UsageError(
+            f"{beside}: expected the JWT of the user in {file.name}, three parts with dots between them: "
+            "`nsc describe user --raw` prints it"
+        ) from None
+    own = ""
+    with contextlib.suppress(UsageError, ValueError):  # who reads the key says what is wrong with it
+        own = public_key_of(read_private(file, str(file), NEW_KEY).strip())
+    if own not in ("", user):
+        raise UsageError(
+            f"{beside}: it is the JWT of the user {user}, expected that of {own}, whose key is in {file.name}: export "
+            "the users again (`signalmesh keys export --nsc ACCOUNT`) and run what is printed"
+        )
+    return text
 
 
 def read_private(file: Path, name: str, replacement: str) -> str:
@@ -238,6 +293,7 @@ def credentials_from(environ: Mapping[str, str] | None = None) -> Credentials:
         creds=creds,
         nkey_seed=seed,
         nkey_file=environ[SEED_VARIABLE] if seed else "",
+        jwt=jwt_beside(Path(environ[SEED_VARIABLE])) if seed else "",
         ca=_content(environ, CA_VARIABLE, "BEGIN CERTIFICATE"),
         ca_file=environ.get(CA_VARIABLE, ""),
         certificate=(certificate, key) if certificate else None,
@@ -263,11 +319,11 @@ def _content(environ: Mapping[str, str], variable: str, marker: str) -> str:
     return text
 
 
-def credentials_of(seed: str) -> Credentials:
-    """Those of the user with this nkey seed, with the trusted certificates of the environment.
+def credentials_of(seed: str, jwt: str = "") -> Credentials:
+    """Those of the user with this nkey seed and JWT, with the trusted certificates of the environment.
 
     Raises:
         UsageError: a file of the environment cannot be used.
     """
     without = {name: value for name, value in os.environ.items() if name not in (CREDS_VARIABLE, SEED_VARIABLE)}
-    return replace(credentials_from(without), nkey_seed=seed)
+    return replace(credentials_from(without), nkey_seed=seed, jwt=jwt)

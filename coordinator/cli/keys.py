@@ -67,6 +67,14 @@ def keys(
             help="With --tls: a name or address of the server; default: those of this machine. localhost is always one."
         ),
     ] = None,
+    nsc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ACCOUNT",
+            help="With export: print a shell script that makes the users in this account with `nsc`, for a server with "
+            "operators.",
+        ),
+    ] = None,
     authentication: AuthenticationOption = None,
     nats: Nats = None,
     swarm: Swarm = None,
@@ -79,7 +87,8 @@ def keys(
 
     `init` makes what the swarm's processes need, as `up` does; with --tls it makes certificates, and no keys. `add`
     makes the key of a person or program outside the swarm, `revoke` removes it. A running swarm uses changed keys and
-    certificates within a second. `export` prints a block of nats-server's configuration, for a server of others.
+    certificates within a second. `export` prints a block of nats-server's configuration, for a server of others; with
+    --nsc a shell script for one whose users are JWTs.
     """
     from dataclasses import replace
 
@@ -89,6 +98,8 @@ def keys(
     named = tuple(names or ())
     _check_arguments(action, named, role, everything=everything, json=json)
     _check_directory(action, to, hosts, json=json)
+    if nsc is not None and action != "export":
+        raise UsageError("--nsc: expected with export alone")
     if tls or name:
         _check_tls(action, to, tls=tls, json=json)
         raise typer.Exit(_certify(state_dir, tuple(name or ())))
@@ -97,10 +108,11 @@ def keys(
         _share(replace(wanted, swarm=swarm or wanted.swarm), state_dir, to, hosts, authentication, nats)
         raise typer.Exit(EXIT_DONE)
     if action == "export":
-        from coordinator.security.enforcement import export_users
+        from coordinator.security.enforcement import export_commands, export_users
         from coordinator.security.keys import KeyStore
 
-        typer.echo(export_users(_swarm(config, agents, state_dir), KeyStore(state_dir)), nl=False)
+        store, wanted = KeyStore(state_dir), _swarm(config, agents, state_dir)
+        typer.echo(export_users(wanted, store) if nsc is None else export_commands(wanted, store, nsc), nl=False)
         raise typer.Exit(EXIT_DONE)
     run = read_run(state_dir)
     run = run if run is not None and run.alive() else None

@@ -34,7 +34,7 @@ from bus.errors import (
 from bus.mirror.reader import MIRROR_FILE
 from bus.nats.bus import NatsBus
 from bus.nats.connection import Denial, describe_denials
-from bus.nats.credentials import Credentials, credentials_of
+from bus.nats.credentials import Credentials
 from bus.nats.permissions import find_denied
 from bus.nats.streams import ensure_streams
 from bus.nats.urls import redacted_url
@@ -249,7 +249,7 @@ class Up:
         if keys.made:
             log.info("keys_made", directory=str(store.directory), identities=keys.made)
         self._found = replace(self._found, keys=store.directory)
-        self._credentials = credentials_of(store.seed(NAME))
+        self._credentials = store.credentials(NAME)
         return keys.authorization
 
     async def _keep_keys(self) -> None:

@@ -12,14 +12,23 @@ from pathlib import Path
 
 from agents.runtime.process import memory_key_of
 from bus.errors import UsageError
-from bus.messages.guard import guarded, mappings
+from bus.messages.guard import mappings
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG, Subjects, check_name
-from bus.nats.credentials import CREDS_VARIABLE, SEED_VARIABLE, public_key_of
+from bus.nats.credentials import (
+    CREDS_VARIABLE,
+    SEED_VARIABLE,
+    Credentials,
+    credentials_of,
+    jwt_beside,
+    public_key_of,
+)
 from bus.nats.key_files import INCARNATIONS, KEY_SUFFIX, KEYS_VARIABLE, new_seed, read_seed, write_seed
 from coordinator.config.connection import Authentication
 from coordinator.config.settings import ResolvedAgent, ResolvedSwarm
 from coordinator.security.incarnations import IncarnationKeys, remove_incarnations
 from coordinator.security.permissions import (
+    ANSWERS,
+    ANSWERS_S,
     UNNAMED,
     Permissions,
     agent_permissions,
@@ -132,6 +141,14 @@ class KeyStore:
             UsageError: its file is missing or no such key, or others may read it.
         """
         return read_seed(self.file(identity))
+
+    def credentials(self, identity: str) -> Credentials:
+        """An identity's credentials: its key, and its JWT if there is one.
+
+        Raises:
+            UsageError: as `seed`, or the JWT is none of this key.
+        """
+        return credentials_of(self.seed(identity), jwt_beside(self.file(identity)))
 
     def public_keys(self, names: Iterable[str]) -> dict[str, str]:
         """The public key of each of these identities; a new one of UNNAMED.
@@ -389,8 +406,7 @@ def _of_agent(config: ResolvedSwarm, agent: ResolvedAgent, subjects: Subjects) -
 def authorization(subjects: Subjects, public: Mapping[str, str], granted: Mapping[str, Permissions]) -> str:
     """The lines of nats-server's configuration for these identities of a swarm, whose public keys are `public`.
 
-    The server judges a message by the subject to which it maps it (bus/messages/guard.py). They are users of the
-    server's default account, so that a stream from before there were keys stays in place.
+    They are users of the server's default account, so that a stream from before there were keys stays in place.
     """
     users = "".join(_user(public[name], name, allowed) for name, allowed in granted.items())
     return f"{mappings(subjects)}authorization {{ users: [\n{users}] }}\nno_auth_user: {public[UNNAMED]}\n"
@@ -398,11 +414,11 @@ def authorization(subjects: Subjects, public: Mapping[str, str], granted: Mappin
 
 @functools.lru_cache(maxsize=2048)
 def _user(public_key: str, name: str, allowed: Permissions) -> str:
-    publish = f"allow: {_list(tuple(map(guarded, allowed.publish)))}" if allowed.publish else 'deny: [">"]'
+    publish = f"allow: {_list(allowed.mapped_publish)}" if allowed.publish else 'deny: [">"]'
     subscribe = f"allow: {_list(allowed.subscriptions(public_key))}"
     if allowed.never_subscribe:
         subscribe += f", deny: {_list(allowed.never_subscribe)}"
-    answers = "\n    allow_responses: { max: 2, expires: 5s }" if allowed.answers else ""
+    answers = f"\n    allow_responses: {{ max: {ANSWERS}, expires: {ANSWERS_S}s }}" if allowed.answers else ""
     return (
         f"  # {name}\n  {{ nkey: {public_key}, permissions: {{\n"
         f"    publish: {{ {publish} }}\n    subscribe: {{ {subscribe} }}{answers} }} }}\n"

@@ -15,6 +15,8 @@ from bus.messages.subjects import DASHBOARD, PROTOCOL_SERVICE, PROVIDER, STANDBY
 from bus.nats.credentials import SERVICES, answers_of, inbox_of
 
 __all__ = [
+    "ANSWERS",
+    "ANSWERS_S",
     "UNNAMED",
     "Permissions",
     "agent_permissions",
@@ -37,6 +39,8 @@ DISCOVERY = ("PING", "INFO", "STATS")
 """Requests of service discovery."""
 SHARED_SERVICES = ("", f".{PROTOCOL_SERVICE}", f".{PROTOCOL_SERVICE}.*")
 """What discovery asks all agents at once, and the instances of the service that all have; their ids are random."""
+ANSWERS, ANSWERS_S = 2, 5
+"""How many answers to a request a user with `answers` may publish, and for how many seconds."""
 ORDERS = ("spawn", "kill", "signal", "check", "probe")
 """Requests to a sandbox host."""
 
@@ -53,6 +57,11 @@ class Permissions:
     subscribe: tuple[str, ...] = ()
     never_subscribe: tuple[str, ...] = ()
     answers: bool = False
+
+    @property
+    def mapped_publish(self) -> tuple[str, ...]:
+        """What the server allows to be published: it judges a message by the subject to which it maps it."""
+        return tuple(map(guarded, self.publish))
 
     def subscriptions(self, public_key: str) -> tuple[str, ...]:
         """The subjects that the user with this nkey may subscribe to: with its own inboxes, if it may publish."""

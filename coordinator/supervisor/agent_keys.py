@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from bus.errors import UsageError
+from bus.nats.credentials import jwt_beside
 from bus.nats.key_files import (
     INCARNATIONS,
     KEY_SUFFIX,
@@ -77,6 +78,16 @@ class AgentKeys:
             await asyncio.to_thread(record, self._prepared, agent, epoch, seed)
         self._last[agent] = seed
         return seed
+
+    async def jwt(self, agent: str) -> str:
+        """The JWT of this agent's user, where the server wants one. Keys that `up` prepares are for its own server.
+
+        Raises:
+            UsageError: it is none of this agent's key.
+        """
+        if self._prepared.is_dir():
+            return ""
+        return await asyncio.to_thread(jwt_beside, agent_key_file(self._directory, agent))
 
     async def _take(self, agent: str, epoch: int) -> str | None:
         for _ in range(TRIES):

@@ -196,8 +196,10 @@ class ActionExecutor:
                 epoch = await claim(self._bus, name, agent_id=agent_id, claimed_by=NAME, sandbox=sandbox, expect=known)
             self._policy.claimed(name, epoch)
             with self._recoveries.step(name, "spawn"):
-                traceparent, seed = self._recoveries.traceparent(name), await self._seed(name, epoch)
-                pid = await self._hosts.spawn(sandbox, spec, epoch, agent_id, traceparent=traceparent, seed=seed)
+                traceparent, (seed, jwt) = self._recoveries.traceparent(name), await self._key(name, epoch)
+                pid = await self._hosts.spawn(
+                    sandbox, spec, epoch, agent_id, traceparent=traceparent, seed=seed, jwt=jwt
+                )
         except WrongSequence:
             self._recoveries.finish(name, "claimed by another process")
             log.info("claimed_by_another", of=name)
@@ -220,16 +222,16 @@ class ActionExecutor:
         if self._keys is not None:
             await self._keys.forget(name)
 
-    async def _seed(self, name: str, epoch: int) -> str:
-        """The agent's key.
+    async def _key(self, name: str, epoch: int) -> tuple[str, str]:
+        """The agent's key, and the JWT of its user.
 
         Raises:
             UsageError: it cannot be used; this is an alert too.
         """
         if self._keys is None:
-            return ""
+            return "", ""
         try:
-            seed = await self._keys.seed(name, epoch)
+            key = await self._keys.seed(name, epoch), await self._keys.jwt(name)
         except UsageError as error:
             if self._unusable.get(name) != str(error):
                 self._unusable[name] = str(error)
@@ -237,7 +239,7 @@ class ActionExecutor:
                 self._reports.alert("critical", "key_unusable", text, agent=name)
             raise
         self._unusable.pop(name, None)
-        return seed
+        return key
 
     async def _kill(self, agent: str, sandbox: str, epoch: int) -> None:
         if (host := self._policy.hosts.get(sandbox)) is not None and host.alive:

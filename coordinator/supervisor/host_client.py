@@ -31,11 +31,19 @@ class HostClient:
         return reply
 
     async def spawn(
-        self, sandbox: str, spec: AgentSpec, epoch: int, agent_id: str, *, traceparent: str = "", seed: str = ""
+        self,
+        sandbox: str,
+        spec: AgentSpec,
+        epoch: int,
+        agent_id: str,
+        *,
+        traceparent: str = "",
+        seed: str = "",
+        jwt: str = "",
     ) -> int:
         """Start an incarnation and return its pid; the host first ends an older one that still runs there.
 
-        `seed` is its key, which only this host receives.
+        `seed` is its key, which only this host receives, `jwt` its user's JWT, where the server wants one.
         """
         order = SpawnOrder(
             term=self._term,
@@ -47,6 +55,7 @@ class HostClient:
             max_outputs_per_s=self._max_outputs_per_s,
             traceparent=traceparent,
             seed=seed,
+            jwt=jwt,
         )
         pid: int = (await self._request(sandbox, "spawn", order))["pid"]
         return pid

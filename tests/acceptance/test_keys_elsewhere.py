@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bus.nats.credentials import public_key_of
+from bus.errors import NotAdmitted
+from bus.nats.bus import NatsBus
+from bus.nats.credentials import Credentials, public_key_of
 from bus.nats.key_files import new_seed
 from tests.acceptance.swarm import AGENTS, Swarm, agents_toml
+from tests.support.jwts import SERVER, install, make_operator
 from tests.support.secured import served
 
 KEYS = '[nats]\nauthentication = "keys"\n'
@@ -77,6 +82,44 @@ async def test_a_server_without_the_users_is_refused(tmp_path: Path, change: Cal
             assert problem in done.err
             assert "signalmesh keys export" in done.err
             assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+async def test_on_a_server_with_operators_each_process_has_a_jwt(tmp_path: Path):
+    """`nsc` is a stand-in with its options; the JWTs are real, and so is the server that judges them."""
+    nsc, conf = tmp_path / "nsc", tmp_path / "nsc" / SERVER
+    environment = install(nsc)
+    make_operator(nsc, "ACME")
+    async with Swarm(tmp_path, toml()) as swarm:
+        done = await swarm.command("keys", "export", "--nsc", "ACME")
+        assert done.code == 0, done
+        subprocess.run(["sh", "-c", done.out], check=True, env={**os.environ, **environment})
+        keys = swarm.directory / ".signalmesh" / "keys"
+        assert {file.stem for file in keys.glob("*.jwt")} == {file.stem for file in keys.glob("*.nk")}
+        with served(tmp_path / "server", conf.read_text()) as url:
+            own = keys / "agent-research-2.jwt"
+            token = own.read_text()
+            own.unlink()
+            done = await swarm.command("up", "--nats", url, "--no-dashboard")
+            assert (done.code, "has not the key of agent-research-2" in done.err) == (2, True), done
+            own.write_text((keys / "agent-coordinator.jwt").read_text())
+            done = await swarm.command("up", "--nats", url, "--no-dashboard")
+            assert (done.code, "agent-research-2.jwt: it is the JWT of the user U" in done.err) == (2, True), done
+            own.write_text(token)
+
+            subscriber = await swarm.up("--nats", url)
+            await subscriber.live(*AGENTS)
+            killed = await swarm.command("kill", "coordinator", "--json")
+            assert (killed.json["outputs_lost"], killed.json["outputs_duplicated"]) == (0, 0), killed
+            await subscriber.more_decisions(20)
+            for command in ("status", "audit"):
+                done = await swarm.command(command)
+                assert done.code == 0, done
+            findings = (await swarm.command("doctor", "--json")).json["findings"]
+            found = [finding["text"] for finding in findings if finding["check"] == "authentication"]
+            assert f"the server refuses to the keys of {len(AGENTS)} agents what they may not do" in found
+            with pytest.raises(NotAdmitted):
+                await NatsBus.connect(url, swarm.name, "nobody", credentials=Credentials())
 
 
 @pytest.mark.slow

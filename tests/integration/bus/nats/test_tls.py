@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
-import json
 import os
 import re
 import signal
@@ -17,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import nkeys
@@ -35,6 +32,7 @@ from coordinator.security.tls_files import TlsFiles
 from signalmesh import python_command
 from tests.support.cluster import cluster
 from tests.support.collecting import GUARD_S
+from tests.support.jwts import ACCOUNT_LIMITS, UNLIMITED, key_pair, signed
 from tests.support.ports import free_ports
 
 AUTHORITY = trustme.CA()
@@ -118,35 +116,18 @@ def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TlsServer
         yield created
 
 
-def signed(claims: dict[str, Any], by: nkeys.KeyPair, whose: nkeys.KeyPair) -> str:
-    """A JWT as NATS has them."""
-
-    def part(data: bytes) -> str:
-        return base64.urlsafe_b64encode(data).decode().rstrip("=")
-
-    payload = {"iat": 0, "iss": by.public_key.decode(), "sub": whose.public_key.decode(), "nats": claims}
-    header = {"typ": "JWT", "alg": "ed25519-nkey"}
-    body = f"{part(json.dumps(header).encode())}.{part(json.dumps(payload).encode())}"
-    return f"{body}.{part(by.sign(body.encode()))}"
-
-
 async def test_a_creds_file_is_a_jwt_and_a_seed(tmp_path):
-    def pair(kind: int) -> tuple[str, nkeys.KeyPair]:
-        seed = nkeys.encode_seed(os.urandom(32), kind)
-        return seed.decode(), nkeys.from_seed(bytearray(seed))
-
-    _, operator = pair(nkeys.PREFIX_BYTE_OPERATOR)
-    _, account = pair(nkeys.PREFIX_BYTE_ACCOUNT)
-    seed, user = pair(nkeys.PREFIX_BYTE_USER)
-    every = dict.fromkeys(("subs", "data", "payload"), -1)
-    limits = {**every, **dict.fromkeys(("imports", "exports", "conn", "leaf"), -1), "wildcards": True}
-    known = signed({"type": "account", "version": 2, "limits": limits}, operator, account)
-    token = signed({"type": "user", "version": 2, **every, "pub": {}, "sub": {}}, account, user)
+    _, operator = key_pair(nkeys.PREFIX_BYTE_OPERATOR)
+    _, account = key_pair(nkeys.PREFIX_BYTE_ACCOUNT)
+    seed, user = key_pair(nkeys.PREFIX_BYTE_USER)
+    names = [pair.public_key.decode() for pair in (operator, account, user)]
+    known = signed({"type": "account", "version": 2, "limits": ACCOUNT_LIMITS}, operator, names[1])
+    token = signed({"type": "user", "version": 2, **UNLIMITED, "pub": {}, "sub": {}}, account, names[2])
     server = TlsServer(tmp_path)
     (tmp_path / "nats.conf").write_text(
         f"host: 127.0.0.1\nport: {server.ports[0]}\nresolver: MEMORY\n"
-        f"operator: {signed({'type': 'operator', 'version': 2}, operator, operator)}\n"
-        f"resolver_preload: {{ {account.public_key.decode()}: {known} }}\n"
+        f"operator: {signed({'type': 'operator', 'version': 2}, operator, names[0])}\n"
+        f"resolver_preload: {{ {names[1]}: {known} }}\n"
     )
     write_private(
         tmp_path / "far.creds",

@@ -11,8 +11,9 @@ import nkeys
 import pytest
 
 from bus.errors import UsageError
-from bus.nats.credentials import Credentials, credentials_from, inbox_of, public_key_of
+from bus.nats.credentials import Credentials, credentials_from, inbox_of, jwt_beside, public_key_of
 from bus.nats.key_files import new_seed, read_seed, write_seed
+from tests.support.jwts import key_pair, signed
 
 
 def test_what_is_written_is_read_and_of_this_user_alone(tmp_path):
@@ -101,3 +102,41 @@ def test_a_pipe_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match=r"--nats-nkey .*: expected a file, not a pipe"):
         credentials_from({"SIGNALMESH_NATS_NKEY": str(tmp_path / "pipe")})
+
+
+def jwt_of(public_key: str) -> str:
+    account = key_pair(nkeys.PREFIX_BYTE_ACCOUNT)[1]
+    return signed({"type": "user", "version": 2}, account, public_key)
+
+
+def test_the_jwt_beside_a_key_is_presented_with_it(tmp_path):
+    seed, file = new_seed(), tmp_path / "up.nk"
+    write_seed(file, seed)
+    assert jwt_beside(file) == credentials_from({"SIGNALMESH_NATS_NKEY": str(file)}).jwt == ""
+    token = jwt_of(public_key_of(seed))
+    (tmp_path / "up.jwt").write_text(token + "\n")
+    found = credentials_from({"SIGNALMESH_NATS_NKEY": str(file)})
+    assert (found.nkey_seed, found.jwt) == (seed, token)
+    options = found.options("nats://127.0.0.1")
+    assert (token in options["user_credentials"], seed in options["user_credentials"]) == (True, True)
+    assert options["inbox_prefix"] == inbox_of(public_key_of(seed))
+    assert "nkeys_seed_str" not in options
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "three parts with dots between them"),
+        (b"a.b.c", "three parts with dots between them"),
+        (b"a." + b"MQ" + b".c", "three parts with dots between them"),
+        (b"\xff\xfe", "it is no text"),
+        (jwt_of("UOTHER").encode(), "it is the JWT of the user UOTHER, expected that of U"),
+    ],
+)
+def test_another_jwt_is_refused_with_its_file(tmp_path, content: bytes, problem: str):
+    file = tmp_path / "up.nk"
+    write_seed(file, new_seed())
+    (tmp_path / "up.jwt").write_bytes(content)
+    with pytest.raises(UsageError, match=problem) as raised:
+        jwt_beside(file)
+    assert str(tmp_path / "up.jwt") in str(raised.value)
