@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import re
 import ssl
 import stat
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ __all__ = [
     "FIRST_VARIABLE",
     "INBOXES",
     "OTHERS",
+    "PUBLIC_KEY",
     "SEED_VARIABLE",
     "SERVICES",
     "Credentials",
@@ -66,6 +68,7 @@ _CREDS = """-----BEGIN NATS USER JWT-----
 ------END USER NKEY SEED------
 """
 """As `nsc` writes both into one file."""
+PUBLIC_KEY = re.compile(r"U[A-Z2-7]{55}")
 OPTIONS = {
     CREDS_VARIABLE: "--nats-creds",
     SEED_VARIABLE: "--nats-nkey",
@@ -167,21 +170,17 @@ def jwt_beside(file: Path) -> str:
         UsageError: it cannot be read, is none, or is that of another user.
     """
     beside = file.with_suffix(JWT_SUFFIX)
-    try:
-        text = beside.read_text("ascii").strip()
-    except FileNotFoundError:
+    if not os.path.lexists(beside):
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UsageError(f"{beside}: cannot be read: {reason}; expected the JWT of the user in {file.name}") from None
-    try:
-        claims = orjson.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))
-        user = claims["sub"]
-    except (ValueError, LookupError, TypeError):
+    text = _read(beside, str(beside))[0].strip()
+    user: object = None
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        user = orjson.loads(base64.urlsafe_b64decode(text.split(".")[1] + "=="))["sub"]
+    if not (isinstance(user, str) and PUBLIC_KEY.fullmatch(user)):
         raise UsageError(
-            f"{beside}: expected the JWT of the user in {file.name}, three parts with dots between them: "
-            "`nsc describe user --raw` prints it"
-        ) from None
+            f"{beside}: expected the JWT of the user in {file.name}: `nsc describe user --raw` prints it, and "
+            "`signalmesh keys export --nsc ACCOUNT` the commands that write all"
+        )
     own = ""
     with contextlib.suppress(UsageError, ValueError):  # who reads the key says what is wrong with it
         own = public_key_of(read_private(file, str(file), NEW_KEY).strip())
@@ -200,6 +199,12 @@ def read_private(file: Path, name: str, replacement: str) -> str:
     Raises:
         UsageError: it is missing, no file, no text, of another user, or readable by others.
     """
+    text, about = _read(file, name)
+    check_private(about, name, replacement)
+    return text
+
+
+def _read(file: Path, name: str) -> tuple[str, os.stat_result]:
     try:
         # Not blocking, because a pipe without a writer would hang.
         with open(file, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
@@ -210,8 +215,7 @@ def read_private(file: Path, name: str, replacement: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(f"{name}: cannot be read: {reason}; expected a file of the user who runs this") from None
-    check_private(about, name, replacement)
-    return text
+    return text, about
 
 
 def check_private(about: os.stat_result, name: str, replacement: str) -> None:

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from bus.errors import UsageError
-from bus.nats.credentials import public_key_of, read_private
+from bus.nats.credentials import PUBLIC_KEY, public_key_of, read_private
 
 __all__ = [
     "INCARNATIONS",
@@ -46,7 +46,6 @@ INCARNATIONS = "agents"
 """Their directory in that of a swarm's keys."""
 PUBLIC_SUFFIX = ".pub"
 _TAKEN = re.compile(rf"(?P<agent>[^.]+)\.(?P<epoch>\d+)(?:{re.escape(KEY_SUFFIX)}|{re.escape(PUBLIC_SUFFIX)})")
-_PUBLIC_KEY = re.compile(r"U[A-Z2-7]{55}")
 
 
 def agent_key_file(directory: Path, agent: str) -> Path:
@@ -175,7 +174,7 @@ def read_public(file: Path) -> str:
         raise UsageError(f"key {file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         text = ""
-    if not _PUBLIC_KEY.fullmatch(text):
+    if not PUBLIC_KEY.fullmatch(text):
         raise UsageError(f"key {file}: expected a public key; remove it, and its agent gets another")
     return text
 

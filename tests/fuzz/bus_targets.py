@@ -29,6 +29,7 @@ from bus.messages.subjects import Subjects
 from bus.mirror.batching import references
 from bus.nats.certificates import read_certificates
 from bus.nats.client import LazyHeaders, parse_headers
+from bus.nats.credentials import jwt_beside
 from bus.nats.key_files import read_seed
 from bus.nats.tls_faults import explain_tls
 from bus.nats.urls import check_url, redacted_url
@@ -273,15 +274,17 @@ def api_request(data: bytes) -> None:
         assert command.startswith((b"STREAM.INFO.swarm_events", b"STREAM.MSG.GET.", b"CONSUMER."))
 
 
-@target(b"SU" + b"A" * 56 + b"\n", b"SAA")
+@target(b"SU" + b"A" * 56 + b"\n", b"SAA", b"e30.eyJzdWIiOiJVQSJ9.AA\n")
 def key_file(data: bytes) -> None:
-    """A file with the key of a process."""
+    """A file with the key of a process, and one with its JWT."""
     path = written("agent-me.nk", data)
     path.chmod(0o600)
-    try:
-        read_seed(path)
-    except UsageError as error:
-        check_problem(error)
+    written("agent-me.jwt", data)
+    for read in (read_seed, jwt_beside):
+        try:
+            read(path)
+        except UsageError as error:
+            check_problem(error)
 
 
 @functools.cache

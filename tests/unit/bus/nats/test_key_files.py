@@ -126,11 +126,13 @@ def test_the_jwt_beside_a_key_is_presented_with_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"", "three parts with dots between them"),
-        (b"a.b.c", "three parts with dots between them"),
-        (b"a." + b"MQ" + b".c", "three parts with dots between them"),
+        (b"", "expected the JWT of the user in up.nk"),
+        (b"a.b.c", "expected the JWT of the user in up.nk"),
+        (b"a." + b"MQ" + b".c", "expected the JWT of the user in up.nk"),
         (b"\xff\xfe", "it is no text"),
-        (jwt_of("UOTHER").encode(), "it is the JWT of the user UOTHER, expected that of U"),
+        (jwt_of("SUx").encode(), "expected the JWT of the user in up.nk"),
+        (b"a" * 70_000, "expected the JWT of the user in up.nk"),
+        (jwt_of("U" + "A" * 55).encode(), "it is the JWT of the user UAAA.*, expected that of U"),
     ],
 )
 def test_another_jwt_is_refused_with_its_file(tmp_path, content: bytes, problem: str):
