@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import structlog
 
+from agents.runtime.fault_reports import RepeatedAlerts
 from agents.runtime.output_rate import MAX_OUTPUTS_PER_S, OutputRate
 from agents.runtime.output_validation import Prepared
 from agents.runtime.tracing import AgentTracing
@@ -75,6 +76,7 @@ class OutputLog:
         self._in_order = True
         """Whether the stored outputs are contiguous, and in the order of their numbers."""
         self.reports = EventPublisher(bus, self._outbox, agent, self._fence)
+        self.repeated = RepeatedAlerts(agent, self.reports)
 
     def __len__(self) -> int:
         return len(self._outbox)
@@ -125,15 +127,7 @@ class OutputLog:
             if number is not None and self._is_own(given, output_headers(self._agent, number, cause)):
                 return number
             problem = f"its headers are {given}"
-        self.reports.alert(
-            "warning",
-            "output_from_unknown_writer",
-            f"agent {self._agent}: message {stored.sequence} under {stored.subject} is none of its outputs "
-            f"({problem}) and is ignored; find out what else writes to this subject",
-            agent=self._agent,
-            sequence=stored.sequence,
-            once=f"{self._agent}:unknown-writer:{stored.sequence}",
-        )
+        self.repeated.unknown_writer(stored, problem)
         return None
 
     @staticmethod
@@ -247,14 +241,7 @@ class OutputLog:
 
     def _diverged(self, stored: StoredMessage, data: bytes) -> None:
         log.error("replay_diverged", sequence=stored.sequence, stored=stored.data.decode(), replayed=data.decode())
-        self.reports.alert(
-            "critical",
-            "replay_diverged",
-            f"agent {self._agent}: the replay gave another output than the stored message {stored.sequence}: its "
-            "handlers depend on something besides state and event, or its class has changed",
-            agent=self._agent,
-            once=f"{self._agent}:diverged:{stored.sequence}",
-        )
+        self.repeated.diverged(stored.sequence)
 
     def timer(self, subject: str, data: bytes, number: int) -> None:
         """Publish a Timer event; `number` deduplicates it."""
@@ -262,15 +249,8 @@ class OutputLog:
         self._rate.count(subject, len(data))
 
     def poison(self, subject: str, sequence: int, problem: str) -> None:
-        """Report a poison message, once for all agents that read it: its id deduplicates the reports of the others."""
-        self.reports.alert(
-            "warning",
-            "poison_message",
-            f"message {sequence} under {subject} was set aside: {problem}",
-            once=f"poison:{sequence}",
-            sequence=sequence,
-            subject=subject,
-        )
+        """Report a poison message, together with the other agents that read it."""
+        self.repeated.poison(subject, sequence, problem)
 
     def push(self) -> None:
         """Send what was published."""
@@ -295,7 +275,8 @@ class OutputLog:
         await self._outbox.flush()
 
     def check(self) -> None:
-        """To be called at intervals: detects overdue acknowledgements."""
+        """To be called at intervals: sends the alerts that are due, and detects overdue acknowledgements."""
+        self.repeated.check()
         self._outbox.check()
 
     def _on_acked(self, entry: Entry) -> None:

@@ -103,9 +103,14 @@ class EventPublisher:
         *,
         agent: str | None = None,
         once: str | None = None,
+        about: str | None = None,
         **detail: Any,
     ) -> None:
-        """Publish an alert and log it; the stream stores alerts of the same `once` a single time."""
+        """Publish an alert and log it; the stream stores alerts of the same `once` a single time.
+
+        `about` is the writer that an alert with `once` counts messages of, as its `detail` says: one of another process
+        stands for it, if that writer has not published it itself.
+        """
         alert = Alert(
             severity=severity,
             code=code,
@@ -116,7 +121,8 @@ class EventPublisher:
             detail=_bounded(detail),
         )
         log.warning(code, message=message, severity=severity, of=agent)
-        self._put(self._subjects.alert(severity, self.writer), encode(alert), once, same=alert if once else None)
+        same = alert if once else None
+        self._put(self._subjects.alert(severity, self.writer), encode(alert), once, same=same, about=about)
 
     def config(self, config: VotingConfig) -> None:
         """Publish the active settings, without a maximum age."""
@@ -140,20 +146,26 @@ class EventPublisher:
         )
 
     def _put(
-        self, subject: str, data: bytes, msg_id: str | None, headers: Headers | None = None, same: Alert | None = None
+        self,
+        subject: str,
+        data: bytes,
+        msg_id: str | None,
+        headers: Headers | None = None,
+        same: Alert | None = None,
+        about: str | None = None,
     ) -> None:
-        """`same` is the alert that may stand for this one if another writer has stored it under `msg_id`."""
+        """`same` is the alert that may stand for this one if another writer has stored it under `msg_id`; `about`: so
+        may another one about this writer that it has not published itself.
+        """
         msg_id = msg_id or f"{self.writer}:{secrets.token_hex(ID_BYTES)}"  # cannot be guessed from those before
 
         def accepts(stored: StoredMessage) -> bool:
             with contextlib.suppress(MessageError):
                 found = stored.decode(self._subjects)
-                return (
-                    same is not None
-                    and isinstance(found, Alert)
-                    and found.code == same.code
-                    and (found.message == same.message)
-                )
+                if same is None or not isinstance(found, Alert) or found.code != same.code:
+                    return False
+                by_another = about is not None and stored.subject.rpartition(".")[2] != about
+                return found.message == same.message or (by_another and found.detail.get("writer") == about)
             return False
 
         accepted = None if same is None else accepts

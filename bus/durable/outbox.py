@@ -264,13 +264,16 @@ class Outbox:
             entry.sequence = sequence
             self._remove_acknowledged()
             return
-        log.warning("message_id_squatted", subject=entry.subject, id=entry.headers.get(h.MSG_ID), sequence=sequence)
+        # An id that several writers use for the same report is taken by one of them: what has it may be gone since.
+        is_squatted = stored is not None or entry.accepts is None
+        if is_squatted:
+            log.warning("message_id_squatted", subject=entry.subject, id=entry.headers.get(h.MSG_ID), sequence=sequence)
         _rename(entry)
-        self._squatted = True
+        self._squatted |= is_squatted
         if self._state is OutboxState.SENDING and not any(waiting is entry for waiting in self._unsent):
             with contextlib.suppress(BusError):  # sent by the next resync
                 self._send(entry)
-        if self.on_squatted is not None:
+        if self.on_squatted is not None and is_squatted:
             self.on_squatted(entry, sequence, stored)
 
     def _retry_refused(self, entry: Entry, refusal: BusError) -> None:

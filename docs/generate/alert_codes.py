@@ -34,7 +34,7 @@ MEANINGS = {
     "output_from_unknown_writer": "A message under an agent's subject is none of its outputs. It is ignored.",
     "output_gap": "The stream lacks an output of an agent.",
     "permission_denied": "The NATS server denies subjects that the swarm needs to the user of `up`.",
-    "poison_message": "A message cannot be decoded. It is set aside.",
+    "poison_message": "Messages of a writer cannot be decoded. They are set aside, and counted once a minute.",
     "provider_died": "The provider process ended. `up` starts it again.",
     "provider_refused": "E2B refuses a request for a running sandbox, mostly because the key was revoked.",
     "provider_unavailable": "A request to E2B failed. It is tried again.",
