@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import nats.errors
 import pytest
 
+from coordinator.security.keys import KeyStore
 from tests.acceptance.exact import Content
 from tests.acceptance.faults import kill_agents
 from tests.acceptance.subscriber import Subscriber
@@ -15,6 +17,7 @@ from tests.acceptance.swarm import AGENTS, Swarm, run_command
 from tests.matrix.verification import MORE, Before, matrix_toml, verify
 from tests.support.cluster import Cluster, cluster
 
+KEYS = '[nats]\nauthentication = "keys"\n'
 REPLICAS = "[stream]\nreplicas = 3\n"
 BUCKETS = ("KV_swarm_state", "KV_swarm_memory", "KV_swarm_agents")
 
@@ -39,7 +42,11 @@ async def in_sync(subscriber: Subscriber, servers: Cluster) -> None:
 @pytest.mark.parametrize("victim", ["follower", "leader", "leader and agents"])
 async def test_a_member_of_a_cluster_is_killed(tmp_path: Path, undisturbed_long: Content, victim: str):
     (tmp_path / "nats").mkdir()
-    async with cluster(tmp_path / "nats") as servers, Swarm(tmp_path, matrix_toml(top=REPLICAS)) as swarm:
+    async with AsyncExitStack() as stack:
+        swarm = await stack.enter_async_context(Swarm(tmp_path, matrix_toml(top=KEYS + REPLICAS)))
+        users = await swarm.command("keys", "export")
+        operator = KeyStore(tmp_path / ".signalmesh").credentials("operator")
+        servers = await stack.enter_async_context(cluster(tmp_path / "nats", users=users.out, credentials=operator))
         subscriber = await swarm.up("--nats", servers.url)
         before = await Before.of(subscriber)
         await in_sync(subscriber, servers)

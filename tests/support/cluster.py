@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from bus.nats.credentials import credentials_from
+from bus.nats.credentials import Credentials, credentials_from
 from bus.server.binary import find_binary
 from bus.utils.processes import die_with_parent
 from coordinator.security.tls_files import TlsFiles
@@ -24,9 +24,15 @@ from tests.support.ports import free_ports
 class Cluster:
     """`nodes` by name. Servers stay as they are: no process restarts them."""
 
-    def __init__(self, directory: Path, size: int, tls: TlsFiles | None = None) -> None:
-        """`tls`: with these certificates, clients and routes connect with TLS alone."""
+    def __init__(
+        self, directory: Path, size: int, tls: TlsFiles | None, users: str, credentials: Credentials | None
+    ) -> None:
+        """`tls`: with these certificates, clients and routes connect with TLS alone. `users`: lines about them;
+        `credentials` are then those of one that may request JetStream.
+        """
         self._tls = tls
+        trusted = Credentials() if tls is None else credentials_from(tls.environment(mutual=False))
+        self._credentials = credentials or trusted
         ports = free_ports(2 * size)
         self.names = tuple(f"n{number}" for number in range(1, size + 1))
         self._clients = dict(zip(self.names, ports[:size], strict=True))
@@ -47,7 +53,7 @@ class Cluster:
                 f'log_file: "{directory / name}.log"\n'
                 f'jetstream {{ store_dir: "{directory / name}" }}\n'
                 f'cluster {{ name: c, host: 127.0.0.1, port: {routes[name]}, routes: [{all_agents}]{route} }}\n'
-                f'{tls.server_block(mutual=False) if tls is not None else ""}'
+                f'{tls.server_block(mutual=False) if tls is not None else ""}{users}'
             )  # fmt: skip
 
     def url_of(self, name: str) -> str:
@@ -76,10 +82,8 @@ class Cluster:
         import nats.errors
 
         async with asyncio.timeout(GUARD_S):
-            trusted = (
-                {} if self._tls is None else credentials_from(self._tls.environment(mutual=False)).options(self.url)
-            )
-            client = await connect_plainly(self.url, max_reconnect_attempts=-1, error_cb=_ignore, **trusted)
+            options = self._credentials.options(self.url)
+            client = await connect_plainly(self.url, max_reconnect_attempts=-1, error_cb=_ignore, **options)
             try:
                 while True:
                     with contextlib.suppress(nats.errors.Error):
@@ -101,8 +105,14 @@ async def _ignore(_: Exception) -> None:
 
 
 @asynccontextmanager
-async def cluster(directory: Path, size: int = 3, tls: TlsFiles | None = None) -> AsyncIterator[Cluster]:
-    servers = Cluster(directory, size, tls)
+async def cluster(
+    directory: Path,
+    size: int = 3,
+    tls: TlsFiles | None = None,
+    users: str = "",
+    credentials: Credentials | None = None,
+) -> AsyncIterator[Cluster]:
+    servers = Cluster(directory, size, tls, users, credentials)
     try:
         for name in servers.names:
             await servers.start(name)
