@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from coordinator.runner.run_record import Run
     from coordinator.security.listing import KeyList
 
-Action = Literal["list", "init", "add", "rotate", "revoke", "export"]
+Action = Literal["list", "init", "add", "rotate", "revoke", "resume", "export"]
 
 
 def keys(
@@ -86,9 +86,10 @@ def keys(
     """Make, list, replace and remove the keys of a swarm, or export its users.
 
     `init` makes what the swarm's processes need, as `up` does; with --tls it makes certificates, and no keys. `add`
-    makes the key of a person or program outside the swarm, `revoke` removes it. A running swarm uses changed keys and
-    certificates within a second. `export` prints a block of nats-server's configuration, for a server of others; with
-    --nsc a shell script for one whose users are JWTs.
+    makes the key of a person or program outside the swarm, `revoke` removes it, `resume` lets one publish again that
+    was suspended for a flood. A running swarm uses changed keys and certificates within a second. `export` prints a
+    block of nats-server's configuration, for a server of others; with --nsc a shell script for one whose users are
+    JWTs.
     """
     from dataclasses import replace
 
@@ -123,8 +124,9 @@ def keys(
             found = listing.init_keys(_swarm(config, agents, state_dir), state_dir)
         case "add":
             found = listing.add_key(_swarm(config, agents, state_dir), state_dir, named[0], str(role))
-        case "revoke":
-            found = listing.revoke_keys(state_dir, named)
+        case "revoke" | "resume":
+            change = listing.revoke_keys if action == "revoke" else listing.resume_keys
+            found = change(state_dir, named)
         case _:
             _refuse_foreign_server(run)
             found = listing.rotate_keys(state_dir, named)
@@ -156,8 +158,8 @@ def _check_arguments(action: Action, named: tuple[str, ...], role: str | None, *
         raise UsageError("--role: expected with add alone: a key keeps its role")
     if action == "rotate" and not (named or everything):
         raise UsageError("keys rotate: expected names, or --all; `signalmesh keys list` shows them")
-    if action == "revoke" and not named:
-        raise UsageError("keys revoke: expected names; `signalmesh keys list` shows them")
+    if action in ("revoke", "resume") and not named:
+        raise UsageError(f"keys {action}: expected names; `signalmesh keys list` shows them")
     if action == "init" and named:
         raise UsageError("keys init: expected no names: it makes all keys that are missing; `keys add` makes others")
     if action == "add" and (len(named) != 1 or role is None):

@@ -236,6 +236,9 @@ class NatsSettings:
     directory. It also does so, whatever is written here, if `signalmesh keys init --tls` has made that directory."""
     tls_verify_clients: bool = False
     """Mutual TLS: every client of the embedded server has to present a certificate of that authority as well."""
+    max_messages_per_s: Count = 10_000
+    """Messages a second that a key outside the swarm, of a voter or another operator, may send to the embedded server;
+    one of more than 1 KiB counts as one for each KiB. A faster one is suspended: it may publish nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

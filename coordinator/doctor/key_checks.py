@@ -34,6 +34,13 @@ def check_keys(state_dir: Path, run: Run | None, config: SwarmConfig, *, foreign
         except UsageError as problem:
             if os.path.lexists(file):  # an agent has just got another key
                 return error(CHECK, str(problem), "")  # its text has the remedy
+    if suspended := sorted(store.suspended()):
+        names = " ".join(suspended)
+        return warning(
+            CHECK,
+            f"suspended for a flood, so that they may publish nothing: {', '.join(suspended)}",
+            f"`signalmesh keys list` says why; `signalmesh keys resume {names}`, or rotate or revoke them",
+        )
     if run is None:
         return _configured(config, len(files), foreign=foreign)
     if run.authentication == "open":

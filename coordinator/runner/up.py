@@ -72,7 +72,7 @@ from coordinator.security.admission import (
     foreign_remark,
     is_from_before_keys,
 )
-from coordinator.security.connections import ConnectionWatch, ConsumerWatch, HandshakeWatch
+from coordinator.security.connections import ConnectionWatch, ConsumerWatch, FloodWatch, HandshakeWatch, most_inside
 from coordinator.security.enforcement import EXPORT, check_enforced
 from coordinator.security.keys import (
     KeyStore,
@@ -265,6 +265,13 @@ class Up:
         self._reloader = KeyReloader(self._keys, self._server, self._events, restart)
         await self._reloader.listen(self.bus)
         self._tasks.append(asyncio.create_task(self._reloader.run(), name="keys"))
+        floods = FloodWatch(
+            self._keys.owner,
+            self._reloader.suspend,
+            outsiders=self.config.nats.max_messages_per_s,
+            inside=most_inside(self.config.watchdog.max_outputs_per_s),
+        )
+        self._tasks.append(asyncio.create_task(floods.run(self._server, self.bus, self._events), name="floods"))
 
     async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:
         """Report what the server has refused to clients, of this swarm or not."""

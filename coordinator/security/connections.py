@@ -1,4 +1,4 @@
-"""What the swarm's own server tells of its clients: connections of each key, failed TLS handshakes, and consumers.
+"""What the swarm's own server tells of its clients: connections, what each key sends, failed handshakes, consumers.
 
 A process has one connection and few consumers, a captured one may make thousands.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from typing import Any
 import orjson
 import structlog
 
+from agents.runtime.output_rate import MAX_OUTPUTS_PER_S, UNIT_BYTES
 from bus.durable.events import EventPublisher
-from bus.errors import BusError
+from bus.errors import BusError, UsageError
 from bus.messages.subjects import DASHBOARD, PROVIDER, WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.server.config import HANDSHAKE_S
@@ -26,7 +29,15 @@ from bus.server.monitoring import listed, read_monitoring
 from bus.server.supervisor import NatsServer
 from bus.utils.attempt_counts import AttemptCounts
 
-__all__ = ["MAX_CONNECTIONS", "ConnectionWatch", "ConsumerWatch", "HandshakeWatch", "count_connections"]
+__all__ = [
+    "MAX_CONNECTIONS",
+    "ConnectionWatch",
+    "ConsumerWatch",
+    "FloodWatch",
+    "HandshakeWatch",
+    "count_connections",
+    "most_inside",
+]
 
 MAX_CONNECTIONS = 64
 """Of one key. The operator's is used by commands, a subscriber's by a program with some processes."""
@@ -34,6 +45,12 @@ LISTED = 4096
 LISTED_CLOSED = 1024
 CLOSED_MEANWHILE = 64
 """Connections that may have ended between two requests."""
+LOOK_S = 0.5
+"""Between two looks at what each key sends: the stream's 1 GiB is full after some seconds of a flood."""
+MARGIN = 3
+"""The outbox of an agent lets it publish twice its rate in one second; its heartbeats and requests are beside that."""
+LEAST_PER_S = MARGIN * MAX_OUTPUTS_PER_S
+"""Of a process of the swarm. With 5 agents at full speed none of them sent more than 1,600 where it was measured."""
 FAILED = "TLS Handshake Failure"
 FULL = 0.75
 """Of the consumers that a stream may have: beyond, those are deleted that no process needs."""
@@ -95,6 +112,158 @@ class ConnectionWatch:
                 who=owner,
                 count=count,
             )
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What the connections of one key have sent since the last look."""
+
+    messages: int = 0
+    size: int = 0
+
+    @property
+    def units(self) -> float:
+        return max(self.messages, self.size / UNIT_BYTES)
+
+
+class SentCounts:
+    """Counts what each key sends, over its connections at one server after the other."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._closed = 0
+        """Connections that have ended, in all."""
+        self._known: dict[int, tuple[int, int]] = {}
+        """Connection -> messages and bytes that it had sent at the last look."""
+
+    async def look(self, directory: Path, pid: int | None) -> dict[str, _Sent] | None:
+        """Public key -> what it has sent since the last look; nothing at the first look at a server.
+
+        None: the server does not answer, and the next look counts what is sent meanwhile.
+        """
+        url = None if pid is None else await asyncio.to_thread(listed, directory, pid, "monitoring")
+        found = None if url is None else await read_monitoring(url, f"connz?auth=1&limit={LISTED}")
+        ended = None if url is None else await read_monitoring(url, "connz?state=closed&limit=1")
+        if url is None or found is None or ended is None:
+            return None
+        is_first, new = pid != self._pid, ended.get("total", 0) - self._closed
+        self._pid, self._closed = pid, ended.get("total", 0)
+        connections = found.get("connections") or []
+        if is_first:
+            self._known = {each["cid"]: (each["in_msgs"], each["in_bytes"]) for each in connections}
+            return {}
+        if new > 0:
+            wanted = min(new, LISTED_CLOSED)
+            ended = await read_monitoring(url, f"connz?state=closed&auth=1&sort=stop&limit={wanted}") or {}
+            connections = [*(ended.get("connections") or ()), *connections]
+        sent: dict[str, _Sent] = {}
+        known: dict[int, tuple[int, int]] = {}
+        for each in connections:
+            messages, size = self._known.get(each["cid"], (0, 0))
+            known[each["cid"]] = now = each["in_msgs"], each["in_bytes"]
+            one = sent.setdefault(str(each.get("authorized_user") or ""), _Sent())
+            one.messages += max(0, now[0] - messages)
+            one.size += max(0, now[1] - size)
+            self._known[each["cid"]] = now  # it may be in both lists
+        self._known = known
+        return sent
+
+
+class FloodWatch:
+    """Finds keys that publish more than they may, alerts, and cuts them off where the swarm does not need them."""
+
+    def __init__(
+        self, who: Callable[[str], str | None], suspend: Callable[[str, str], None], *, outsiders: int, inside: int
+    ) -> None:
+        """`outsiders` is how much a key outside the swarm may send a second, `inside` a key of one of its processes.
+
+        `who` names the owner of a public key. `suspend` takes its permission to publish away, with the reason.
+        """
+        self._who, self._suspend = who, suspend
+        self._outsiders, self._inside = outsiders, inside
+        self._sent = SentCounts()
+        self._left: dict[str, float] = {}
+        """Owner -> how much it may publish at once; all of its limit, if it is not here."""
+        self._counts: AttemptCounts[str] = AttemptCounts()
+
+    async def run(self, server: NatsServer, bus: NatsBus, events: EventPublisher) -> None:
+        """Look at intervals, until cancelled."""
+        looked = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if (sent := await self._sent.look(server.directory, server.pid)) is None:
+                continue
+            before, looked = looked, time.monotonic()
+            elapsed_s = looked - before
+            floods = self._floods(sent, elapsed_s)
+            for owner in floods:
+                self._counts.add(owner, "others")
+            done = {owner: await self._cut_off(owner, bus) for owner in floods}
+            for owner, _ in self._counts.due():
+                if owner in floods:
+                    self._report(events, owner, floods[owner], elapsed_s, done[owner])
+
+    def _limit(self, owner: str) -> int:
+        return self._outsiders if _is_outside(owner) else self._inside
+
+    def _floods(self, sent: Mapping[str, _Sent], elapsed_s: float) -> dict[str, _Sent]:
+        """What those have sent that have sent more than they may."""
+        found, left = {}, {}
+        for key, one in sent.items():
+            owner = self._who(key)
+            if owner is None or " " in owner or owner.startswith("subscriber-"):  # the server refuses what they publish
+                continue
+            limit = self._limit(owner)
+            room = self._left.get(owner, float(limit)) + elapsed_s * limit - one.units
+            if room < 0:
+                found[owner] = one
+            if room < limit:
+                left[owner] = max(room, 0.0)
+        self._left = left
+        return found
+
+    async def _cut_off(self, owner: str, bus: NatsBus) -> str:
+        """Stop what floods, and return what was done or is to be done."""
+        role, _, name = owner.partition("-")
+        if _is_outside(owner):
+            try:
+                self._suspend(owner, f"it published more than {self._outsiders} messages a second")
+            except UsageError as error:
+                return f"it could not be suspended: {error}"
+            return (
+                f"it may publish nothing until `signalmesh keys resume {owner}`, or until it has another key "
+                f"(`signalmesh keys rotate {owner}`)"
+            )
+        if role == "agent":
+            try:
+                await bus.request(bus.subjects.control(WATCHDOG, "quarantine"), orjson.dumps({"agent": name}))
+            except BusError as error:
+                return f"the watchdog could not be asked to quarantine the agent ({error}): it is asked again"
+            return f"the agent is quarantined: find out what runs there, then `signalmesh revive {name}`"
+        return f"find out what runs with this key; `signalmesh keys rotate {owner}` replaces it"
+
+    def _report(self, events: EventPublisher, owner: str, one: _Sent, elapsed_s: float, done: str) -> None:
+        megabytes = one.size / elapsed_s / 1e6
+        log.warning("client_floods", who=owner, messages=one.messages, size=one.size)
+        events.alert(
+            "critical",
+            "client_floods",
+            f"{owner} publishes {one.messages / elapsed_s:,.0f} messages and {megabytes:,.1f} MB a second, expected at "
+            f"most {self._limit(owner):,} messages of up to {UNIT_BYTES} bytes: {done}",
+            who=owner,
+            messages=one.messages,
+            size=one.size,
+        )
+
+
+def most_inside(max_outputs_per_s: int) -> int:
+    """How much a process of the swarm may send a second, if the outbox of an agent lets so much pass."""
+    return max(LEAST_PER_S, MARGIN * max_outputs_per_s)
+
+
+def _is_outside(owner: str) -> bool:
+    """Whether this is the key of a person or program outside the swarm that may publish."""
+    return owner.startswith(("voter-", "operator-"))
 
 
 class HandshakeWatch:

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from agents.runtime.process import memory_key_of
@@ -50,6 +51,7 @@ __all__ = [
     "identities",
     "identity_of",
     "key_environment",
+    "suspension_of",
     "use_operator_key",
 ]
 
@@ -57,6 +59,8 @@ KEYS_DIRECTORY = "keys"
 REPLACED_S = 30.0
 """How long the processes that have a replaced key may still try to connect with it."""
 OPERATOR = "operator"
+SUSPENDED_SUFFIX = ".suspended"
+"""Of a file beside the key of an identity that may publish nothing: since when, and why."""
 MAX_KEY = 56
 """Characters of a public nkey."""
 ROLES = ("up", OPERATOR, WATCHDOG, "mirror", "metrics", DASHBOARD, "proxy")
@@ -110,6 +114,38 @@ class KeyStore:
             self.file(identity).unlink(missing_ok=True)
         except OSError as error:
             raise UsageError(f"key {self.file(identity)}: cannot be removed: {error.strerror}") from None
+
+    def suspend(self, identity: str, why: str) -> None:
+        """Note that an identity outside the swarm may publish nothing; `up` has its server enforce it.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        file = _suspension(self.file(identity))
+        try:
+            file.write_text(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {why}\n")
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be written: {error.strerror}") from None
+
+    def resume(self, identity: str) -> bool:
+        """Undo `suspend`; False if the identity was not suspended.
+
+        Raises:
+            UsageError: the file cannot be removed.
+        """
+        file = _suspension(self.file(identity))
+        try:
+            file.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be removed: {error.strerror}") from None
+        return True
+
+    def suspended(self) -> frozenset[str]:
+        """The identities outside the swarm that may publish nothing."""
+        names = (file.stem for file in self.directory.glob(f"*{SUSPENDED_SUFFIX}"))
+        return frozenset(name for name in names if name.startswith(tuple(f"{role}-" for role in ADDED_ROLES)))
 
     def added(self) -> list[str]:
         """The identities outside the swarm that have keys.
@@ -173,9 +209,25 @@ class KeyStore:
                 )
 
 
+def _suspension(key: Path) -> Path:
+    return key.with_suffix(SUSPENDED_SUFFIX)
+
+
+def suspension_of(key: Path) -> str:
+    """Why the identity of this key file may publish nothing, and since when; empty if it may."""
+    try:
+        return _suspension(key).read_text(errors="replace").strip() or "suspended"
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"suspended, and why cannot be read: {error.strerror}"
+
+
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
     """Identities that have a new key, those whose key was removed for good, and whether agents have come or gone.
+
+    `permissions`: some may publish nothing from now on, or may again.
 
     `hosts` are those among them that have come or gone with their sandboxes.
     """
@@ -184,9 +236,10 @@ class KeyChanges:
     revoked: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset()
     incarnations: bool = False
+    permissions: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.new or self.revoked or self.incarnations)
+        return bool(self.new or self.revoked or self.incarnations or self.permissions)
 
 
 class ServedKeys:
@@ -206,6 +259,7 @@ class ServedKeys:
         if incarnations:
             agents = {agent.spec.name for agent in config.agents if not agent.external}
             self._agents = {f"agent-{name}": identities(config)[f"agent-{name}"] for name in agents}
+        self._suspended = store.suspended()
         self.made = store.ensure(*self._identities())
         try:
             if incarnations:
@@ -249,8 +303,10 @@ class ServedKeys:
 
     def _identities(self, added: Iterable[str] = ()) -> dict[str, Permissions]:
         """Those with a key of their own: not the agents whose incarnations have one."""
-        found = identities(self._config, added)
-        return {name: allowed for name, allowed in found.items() if name not in self._agents}
+        found = {name: one for name, one in identities(self._config, added).items() if name not in self._agents}
+        return found | {
+            name: replace(found[name], publish=(), answers=False) for name in self._suspended & found.keys()
+        }
 
     def take(self, config: ResolvedSwarm) -> None:
         """Serve the processes of `config` from now on. `update` returns what follows.
@@ -288,6 +344,7 @@ class ServedKeys:
             return KeyChanges()
         self._stamp = stamp
         self.store.ensure(*self._identities())
+        before, self._suspended = self._suspended, self.store.suspended()
         granted = self._identities(self._found())
         found = self.store.public_keys(name for name in granted if name not in self._fixed)
         found |= {name: self._public[name] for name in self._fixed}
@@ -301,7 +358,9 @@ class ServedKeys:
         added = found.keys() - self._public.keys()
         self._granted, self._public = granted, found
         hosts = frozenset(name for name in added | revoked if name.startswith("sandbox-"))
-        return KeyChanges(new=frozenset(replaced | added), revoked=revoked, hosts=hosts)
+        return KeyChanges(
+            new=frozenset(replaced | added), revoked=revoked, hosts=hosts, permissions=before != self._suspended
+        )
 
     def _check_no_agents(self, public: Mapping[str, str]) -> None:
         """Refuse public keys that incarnations of agents have or had: the server would take none of its users."""

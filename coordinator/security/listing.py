@@ -23,9 +23,19 @@ from bus.nats.key_files import (
 )
 from coordinator.config.settings import ResolvedSwarm
 from coordinator.reporting.tables import Column, console, print_table
-from coordinator.security.keys import ADDED_ROLES, OPERATOR, KeyStore, check_voter, identities
+from coordinator.security.keys import ADDED_ROLES, OPERATOR, KeyStore, check_voter, identities, suspension_of
 
-__all__ = ["KeyInfo", "KeyList", "add_key", "init_keys", "list_keys", "print_keys", "revoke_keys", "rotate_keys"]
+__all__ = [
+    "KeyInfo",
+    "KeyList",
+    "add_key",
+    "init_keys",
+    "list_keys",
+    "print_keys",
+    "resume_keys",
+    "revoke_keys",
+    "rotate_keys",
+]
 
 USED_BY = {
     "up": "`signalmesh up`",
@@ -49,7 +59,10 @@ SECOND_OPERATOR = "a second operator: signalmesh --nats-nkey FILE"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyInfo:
-    """A key file. `public_key` and `inbox`, the prefix of its user's inboxes, are empty if there is a `problem`."""
+    """A key file. `public_key` and `inbox`, the prefix of its user's inboxes, are empty if the file cannot be used.
+
+    `problem` says why, or since when and why its user may publish nothing.
+    """
 
     identity: str
     role: str = ""
@@ -95,6 +108,7 @@ def add_key(config: ResolvedSwarm, state_dir: Path, name: str, role: str) -> Key
             f"key with `signalmesh keys rotate {identity}`"
         )
     store.ensure(identity)
+    store.resume(identity)  # an earlier key of that name was removed by hand
     return KeyList(keys=(_describe(identity, store.file(identity)),))
 
 
@@ -112,12 +126,26 @@ def revoke_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
                 "replaces it, and the old one is refused from then on"
             )
     removed = tuple(_describe(*item) for item in files.items())
-    for file in files.values():
+    for identity, file in files.items():
         try:
             file.unlink()
+            KeyStore(state_dir).resume(identity)
         except OSError as error:
             raise UsageError(f"key {file}: cannot be removed: {error.strerror}") from None
     return KeyList(keys=removed)
+
+
+def resume_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
+    """Let keys that were suspended publish again; a running swarm lets them within a second.
+
+    Raises:
+        UsageError: there is no such key, or it is not suspended.
+    """
+    store, files = KeyStore(state_dir), _files(state_dir, names)
+    for identity in files:
+        if not store.resume(identity):
+            raise UsageError(f"keys resume: {identity}: it is not suspended; `signalmesh keys list` shows which are")
+    return list_keys(state_dir, [*files])
 
 
 def list_keys(state_dir: Path, names: Sequence[str] = ()) -> KeyList:
@@ -140,6 +168,7 @@ def rotate_keys(state_dir: Path, names: Sequence[str]) -> KeyList:
         try:
             if file.parent == store.directory:
                 write_seed(file, new_seed())
+                store.resume(identity)
             else:
                 _replace_incarnation(store, identity.removeprefix("agent-"))
         except OSError as error:
@@ -196,7 +225,9 @@ def _describe(identity: str, file: Path) -> KeyInfo:
         public = read_public(file)
     except UsageError as error:
         return replace(info, problem=str(error))
-    return replace(info, public_key=public, inbox=inbox_of(public))
+    problem = suspension_of(file)
+    problem = problem and f"suspended {problem}: `signalmesh keys resume {identity}`, or rotate or revoke it"
+    return replace(info, public_key=public, inbox=inbox_of(public), problem=problem)
 
 
 def print_keys(found: KeyList) -> None:

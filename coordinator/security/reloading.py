@@ -61,6 +61,15 @@ class KeyReloader:
         self._config, self.served = config, False
         self._due.set()
 
+    def suspend(self, identity: str, why: str) -> None:
+        """Take the permission to publish away from an identity outside the swarm.
+
+        Raises:
+            UsageError: it cannot be noted in the state directory.
+        """
+        self._keys.store.suspend(identity, why)
+        self._due.set()
+
     async def listen(self, bus: NatsBus) -> None:
         """Receive the claims of agents, and reports of their ends.
 

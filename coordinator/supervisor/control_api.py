@@ -1,4 +1,4 @@
-"""The watchdog's side of the commands `restart` and `revive`: only the watchdog decides when an agent runs."""
+"""Requests to the watchdog about single agents, of commands and of `up`: it alone decides when an agent runs."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class ControlApi:
         """Handle requests to the watchdog `name` from now on."""
         await self._listen(name, "restart", self._restart)
         await self._listen(name, "revive", self._revive)
+        await self._listen(name, "quarantine", self._quarantine)
 
     async def _listen(self, name: str, command: str, handle: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
         async def on_message(received: ReceivedMessage) -> None:
@@ -113,6 +114,12 @@ class ControlApi:
         await self._config_publisher.publish()
         self._on_change()
         return {"agent": name, "was": before}
+
+    async def _quarantine(self, name: str) -> dict[str, Any]:
+        """Asked by `up`, which sees what each key sends."""
+        self._policy.quarantine(time.monotonic(), name, "it flooded the bus: the alert client_floods has how much")
+        self._on_change()
+        return {"agent": name, "phase": self._policy.agents[name].phase}
 
     async def _restart(self, name: str) -> dict[str, Any]:
         state = self._policy.agents[name]

@@ -358,6 +358,12 @@ class Policy:
         agent.is_source = False  # it need not wait for the others
         return True
 
+    def quarantine(self, now: float, name: str, reason: str) -> None:
+        """End the agent, if it runs, and do not start it again until it is revived."""
+        agent = self.agents[name]
+        if agent.phase in ("starting", "running"):
+            self._declare_dead(now, agent, reason, counts=False, permanent=True)
+
     def restart(self, name: str) -> None:
         """Have the agent, which is about to be requested to drain, started again after its end."""
         agent = self.agents[name]

@@ -8,6 +8,7 @@ MEANINGS = {
     "agent_unusable": "An agent cannot run: its class, its options or its saved state are wrong. No restart helps.",
     "certificate_unusable": "A certificate or its key cannot be used or renewed. The server keeps the one that it has.",
     "certificates_replaced": "Certificates were renewed or replaced. The server has read them again.",
+    "client_floods": "A key sends far more than it needs. One outside the swarm is suspended, an agent quarantined.",
     "client_refused": "The server refused a client what its key, or no key, does not allow, or did not admit it.",
     "config_from_unknown_writer": "Another process than the watchdog published a VotingConfig. It is ignored.",
     "config_overridden": "Another process published a VotingConfig. The watchdog publishes that of `swarm.toml` again.",

@@ -9,7 +9,7 @@ from bus.errors import UsageError
 from bus.nats.credentials import public_key_of
 from coordinator.config.loader import parse_swarm
 from coordinator.security.keys import KeyStore
-from coordinator.security.listing import add_key, init_keys, list_keys, revoke_keys, rotate_keys
+from coordinator.security.listing import add_key, init_keys, list_keys, resume_keys, revoke_keys, rotate_keys
 
 EXTERNAL = {"agents": {"theirs": {"external": True}, "c": {"kind": "coordinator"}}}
 SWARM = parse_swarm(EXTERNAL, "x.toml", "").resolve()
@@ -120,6 +120,23 @@ def test_a_name_that_cannot_be_added_is_refused(tmp_path, name, role, problem):
     with pytest.raises(UsageError, match=problem):
         add_key(SWARM, tmp_path, name, role)
     assert sorted(KeyStore(tmp_path).directory.iterdir()) == before
+
+
+@pytest.mark.parametrize("lift", [resume_keys, rotate_keys, revoke_keys])
+def test_a_suspended_key_is_listed_until_that_is_lifted(tmp_path, lift):
+    init_keys(SWARM, tmp_path)
+    add_key(SWARM, tmp_path, "acme", "voter")
+    store = KeyStore(tmp_path)
+    with pytest.raises(UsageError, match="keys resume: voter-acme: it is not suspended"):
+        resume_keys(tmp_path, ["acme"])
+    store.suspend("voter-acme", "too much")
+    [listed] = list_keys(tmp_path, ["acme"]).keys
+    assert ": too much: `signalmesh keys resume voter-acme`" in listed.problem
+    assert ([*store.suspended()], listed.public_key[:1]) == (["voter-acme"], "U")
+    lift(tmp_path, ["acme"])
+    assert store.suspended() == frozenset()
+    if lift is not revoke_keys:
+        assert [key.problem for key in list_keys(tmp_path, ["acme"]).keys] == [""]
 
 
 def test_keys_of_the_swarms_processes_are_not_revoked(tmp_path):

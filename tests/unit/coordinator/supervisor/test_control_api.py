@@ -1,4 +1,4 @@
-"""The watchdog's answers to `restart` and `revive`."""
+"""The watchdog's answers to `restart`, `revive` and `quarantine`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from coordinator.supervisor import control_api
-from coordinator.supervisor.model import AgentState
+from coordinator.supervisor.model import AgentState, Quarantine
 from tests.support.supervising import GUARD_S, Supervising
 
 
@@ -52,6 +52,17 @@ async def test_an_agent_that_runs_is_not_revived():
             "error": "agent a is running; only a quarantined or drained agent can be revived", "usage": False,
         }  # fmt: skip
         assert (leader.configs.count, leader.changes) == (0, 0)
+
+
+@pytest.mark.parametrize(("phase", "then"), [("running", "quarantined"), ("drained", "drained")])
+async def test_an_agent_that_floods_is_ended_and_not_started_again(phase, then):
+    flooding = agent(phase)
+    async with Supervising(flooding) as leader:
+        await leader.control.serve("watchdog")
+        for _ in range(2):
+            assert await ask(leader, "quarantine") == {"agent": "a", "phase": then}
+        quarantined = [each for each in leader.policy.decide(0.0) if isinstance(each, Quarantine)]
+        assert [each.agent for each in quarantined] == (["a"] if phase == "running" else [])
 
 
 @pytest.mark.parametrize(
