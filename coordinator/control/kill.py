@@ -22,6 +22,7 @@ from bus.heartbeats import HeartbeatListener, HeartbeatTable
 from bus.interface import ReceivedMessage
 from bus.messages import Epoch, Heartbeat, Lifecycle
 from bus.messages import headers as h
+from bus.messages.reporters import ClaimedHosts
 from bus.messages.subjects import AGENT_KINDS, check_name
 from bus.nats.bus import NatsBus
 from bus.utils.terminal import escape_control
@@ -148,6 +149,8 @@ class _Observer:
         self._bus, self._result = bus, result
         self._zero = 0.0
         self._heartbeats_left = -1
+        self._hosts = ClaimedHosts()
+        self._hosts.claimed(result.agent, result.epoch_before, result.sandbox)
         self.ready = asyncio.Event()
         self.spawned = asyncio.Event()
         self.output = asyncio.Event()
@@ -168,6 +171,7 @@ class _Observer:
             sequence = h.number(received.headers, h.SEQUENCE) or 0
             if sequence > result.epoch_before:
                 result.claimed_ms, result.epoch_after = at_ms, sequence
+                self._hosts.claimed(result.agent, sequence, message.sandbox)
         elif isinstance(message, Lifecycle):
             self._note(message, at_ms)
         elif self._fresh(epoch_of(received.headers)) and not self.output.is_set():
@@ -201,7 +205,11 @@ class _Observer:
         elif event.event == "drained" and event.epoch == result.epoch_before:
             result.outcome, result.drained_ms = "drained", at_ms
             self.ready.set()
-        elif fresh and event.event == "spawned":
+        elif (
+            fresh
+            and event.event == "spawned"
+            and self._hosts.may_report(event.event, event.agent, event.epoch, event.source)
+        ):
             result.spawned_ms = at_ms
             self.spawned.set()
         elif fresh and event.event == "restored":

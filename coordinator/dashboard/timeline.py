@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from bus.messages.reporters import ClaimedHosts
+
 STATE_AFTER = {
     "claimed": "starting",
     "spawned": "starting",
@@ -127,8 +129,14 @@ def lanes(
         for name in names:
             found.setdefault(name, _Lane(name, kind))
     known_sandboxes = set(sandboxes)
-    for row in rows:
+    ordered, hosts = list(rows), ClaimedHosts()
+    for row in ordered:
+        if row["event"] == "claimed":
+            hosts.claimed(row["agent"], row["epoch"], row["sandbox"] or "")
+    for row in ordered:
         name = row["agent"]
+        if not hosts.may_report(row["event"], name, row["epoch"], row["source"]):
+            continue  # of a host that does not run it
         if name not in found:
             sandbox = name in known_sandboxes or row["sandbox"] == name
             found[name] = _Lane(name, "sandbox" if sandbox else "agent" if row["epoch"] is not None else "role")

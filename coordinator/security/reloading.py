@@ -14,6 +14,7 @@ from bus.errors import BusError, MessageError, UsageError
 from bus.interface import ReceivedMessage
 from bus.messages import Epoch, Lifecycle
 from bus.messages import headers as h
+from bus.messages.reporters import ClaimedHosts
 from bus.messages.subjects import WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.server.supervisor import NatsServer
@@ -46,8 +47,7 @@ class KeyReloader:
         restart: Callable[[frozenset[str]], None],
     ) -> None:
         self._keys, self._server, self._events, self._restart = keys, server, events, restart
-        self._hosts: dict[str, tuple[int, str]] = {}
-        """Agent -> its newest claim: the epoch, and the host that runs it."""
+        self._hosts = ClaimedHosts()
         self._due = asyncio.Event()
         self._pending: list[KeyChanges] = []
         """What was found, and the server has still to read."""
@@ -85,7 +85,7 @@ class KeyReloader:
                 agent = received.subject.rpartition(".")[2]
                 with contextlib.suppress(MessageError):
                     if isinstance(claim := received.decode(bus.subjects), Epoch):
-                        self._hosts[agent] = epoch, claim.sandbox
+                        self._hosts.claimed(agent, epoch, claim.sandbox)
                 incarnations.claimed(agent, epoch)
                 self._due.set()
 
@@ -104,7 +104,7 @@ class KeyReloader:
 
     def _may_end(self, event: Lifecycle) -> bool:
         """Whether it is of the watchdog, or of the host that runs this incarnation; `decode` has checked its writer."""
-        return event.source == WATCHDOG or self._hosts.get(event.agent) == (event.epoch, event.source)
+        return event.source == WATCHDOG or self._hosts.host_of(event.agent, event.epoch) == event.source
 
     async def run(self) -> NoReturn:
         """Look at the keys whenever agents have come or gone, and twice a second."""

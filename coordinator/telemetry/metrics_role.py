@@ -125,6 +125,9 @@ class MetricsObserver:
         config = await read_config(bus)
         if config is not None:
             metrics.use(config)
+        for stored in await bus.read_back((bus.subjects.epoch("*"),), 1):
+            if stored.sequence < first:
+                metrics.learn_claim(stored)
         self.read_through = first - 1
         reader = Reader(bus.jetstream, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
         await reader.start()

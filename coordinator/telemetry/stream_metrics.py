@@ -28,6 +28,7 @@ from bus.messages import (
     decode,
 )
 from bus.messages.headers import CAUSE, TRACEPARENT, number
+from bus.messages.reporters import ClaimedHosts
 from bus.messages.subjects import STORED_KINDS, WATCHDOG, Subjects
 from bus.observability.spans import read_sampled
 from coordinator.config.changes import Changes
@@ -106,6 +107,7 @@ class StreamMetrics(Instruments):
         self._ticks = TickTimes()
         self.restored_through = 0
         """Last sequence that a restore has written; the server's time of these messages is that of the restore."""
+        self._hosts = ClaimedHosts()
         self.recoveries = RecoveryMetrics(self.registry, names, tuple(self._agents))
         self._begin(tuple(self._agents))
 
@@ -153,8 +155,12 @@ class StreamMetrics(Instruments):
         """Remember a message without counting it: later ones may answer it."""
         self._note(stored)
         kind = stored.subject.split(".", 2)[1]
-        if kind == "market":
+        if kind in ("market", "epoch"):
             self._read(stored, kind, count=False)
+
+    def learn_claim(self, stored: StoredMessage) -> None:
+        """Learn which host runs an agent, by a claim from before the first message that is counted or remembered."""
+        self._read(stored, "epoch", count=False)
 
     def count(self, stored: StoredMessage) -> None:
         """Count the next message of the stream."""
@@ -188,6 +194,8 @@ class StreamMetrics(Instruments):
         if isinstance(message, MarketData):
             if stored.sequence > self.restored_through:
                 self._ticks.take(message, stored.stored_ns)
+        elif isinstance(message, Epoch) and not count:
+            self._hosts.claimed(address.agent, stored.sequence, message.sandbox)
         elif count:
             self._take(message, stored, address.agent)
 
@@ -203,9 +211,10 @@ class StreamMetrics(Instruments):
             case VotingConfig() if writer == WATCHDOG:
                 self._config = message
                 self.learn(changes_in(message))
-            case Lifecycle():
+            case Lifecycle() if self._hosts.may_report(message.event, message.agent, message.epoch, writer):
                 self.recoveries.take(message, stored.stored_ns if stored.sequence > self.restored_through else 0)
             case Epoch():
+                self._hosts.claimed(writer, stored.sequence, message.sandbox)
                 self.claims.labels(self.names.label(writer)).inc()
                 if writer == WATCHDOG:
                     self.terms.inc()

@@ -71,7 +71,7 @@ class Stream:
 
     def incarnation(self, event: Any, agent: str = "momentum", **options: Any) -> int:
         after_ms = options.pop("after_ms", 1)
-        writer = reporter_of(event, agent)
+        writer = options.pop("by", "") or reporter_of(event, agent)
         message = Lifecycle(event=event, agent=agent, timestamp=AT, source=writer, **options)
         return self.put(f"swarm.lifecycle.{agent}.{writer}", message, after_ms=after_ms)
 

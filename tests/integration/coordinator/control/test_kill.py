@@ -26,8 +26,8 @@ from tests.support.reporters import reporter_of
 PID = 4242
 
 
-async def lifecycle(bus: NatsBus, event: Any, epoch: int) -> None:
-    writer = reporter_of(event, "a")
+async def lifecycle(bus: NatsBus, event: Any, epoch: int, writer: str = "") -> None:
+    writer = writer or reporter_of(event, "a")
     message = Lifecycle(event=event, agent="a", epoch=epoch, timestamp=now(), source=writer)
     await bus.publish(bus.subjects.write(bus.subjects.lifecycle("a", writer)), encode(message))
 
@@ -47,15 +47,17 @@ async def beat(bus: NatsBus, name: str) -> None:
     await bus.notify(bus.subjects.heartbeat(name), encode(message))
 
 
-async def test_a_start_that_is_reported_after_the_agent_is_ready_is_in_the_report(tmp_path: Path):
+async def test_a_start_that_its_host_reports_after_the_agent_is_ready_is_in_the_report(tmp_path: Path):
     async with NatsServer(tmp_path, port=0) as server, Connections() as connections:
         swarm = await connections.bus(server.url, streams=True)
         bus = await connections.bus(server.url)
 
         async def signalled(_: ReceivedMessage) -> bytes:
             await lifecycle(swarm, "declared_dead", 1)
+            await lifecycle(swarm, "spawned", 10**9, "captured")
             claim = Epoch(agent="a", claim="c", claimed_by=WATCHDOG, sandbox="base", timestamp=now(), source=WATCHDOG)
             epoch = (await swarm.publish(swarm.subjects.write(swarm.subjects.epoch("a")), encode(claim))).sequence
+            await lifecycle(swarm, "spawned", epoch, "captured")
             for event in ("restored", "ready"):
                 await lifecycle(swarm, event, epoch)
             vote = Signal(signal="hold", strength=0.5, indicators={}, timestamp=now(), source="a", symbol="BTC/USD")

@@ -7,6 +7,7 @@ import pytest
 
 from bus.errors import MessageError
 from bus.messages import LifecycleEvent, decode
+from bus.messages.reporters import MAX_AGENTS, MAX_CLAIMS, ClaimedHosts
 from bus.messages.subjects import RESERVED_NAMES, Subjects
 
 SUBJECTS = Subjects("swarm")
@@ -65,3 +66,37 @@ def test_an_alert_is_of_the_writer_that_its_subject_names():
     }  # fmt: skip
     subject = "swarm.alert.warning.momentum"
     assert getattr(decode(SUBJECTS.parse(subject), subject, orjson.dumps(payload)), "source", "") == "momentum"
+
+
+def test_the_host_of_the_claim_alone_reports_the_start_and_the_end():
+    hosts = ClaimedHosts()
+    assert hosts.may_report("exited", "a", 7, "base"), "no claim is known"
+    hosts.claimed("a", 7, "base")
+    hosts.claimed("a", 9, "python")
+    for event in ("spawned", "exited"):
+        believed = {
+            (epoch, host)
+            for epoch in (7, 8, 9, 10**9)
+            for host in ("base", "python", "up")
+            if hosts.may_report(event, "a", epoch, host)
+        }
+        assert believed == {(7, "base"), (9, "python")}
+        assert hosts.may_report(event, "a", 6, "nodejs"), "older than all known claims"
+    assert hosts.may_report("ready", "a", 10**9, "a"), "decode has checked the writer"
+    assert [hosts.may_report("exited", "python", None, by) for by in ("up", "provider", "base", "python")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert (hosts.host_of("a", 9), hosts.host_of("a", 8), hosts.host_of("b", None)) == ("python", None, None)
+
+
+def test_the_newest_claims_and_agents_are_known():
+    hosts = ClaimedHosts()
+    for epoch in (*range(MAX_CLAIMS + 5, 0, -1), *range(MAX_CLAIMS + 6)):
+        hosts.claimed("a", epoch, "base")
+    assert [hosts.host_of("a", epoch) for epoch in (MAX_CLAIMS + 5, 6, 5)] == ["base", "base", None]
+    for number in range(MAX_AGENTS):
+        hosts.claimed(f"b{number}", 1, "base")
+    assert [hosts.host_of(name, 1) for name in ("a", "b0")] == [None, "base"]

@@ -38,6 +38,20 @@ def test_a_death_runs_from_the_reported_exit_to_ready_of_a_newer_epoch():
     ]  # fmt: skip
 
 
+def test_what_another_host_reports_of_an_agent_is_not_on_its_lane():
+    found = lane(
+        row(10, "claimed", 10), row(20, "ready", 10), row(30, "exited", 10, source="python"),
+        row(40, "spawned", 10**9, source="python"), row(100, "exited", 10, source="base"),
+        row(105, "declared_dead", 10), row(106, "spawned", 10**9, source="python"), row(107, "claimed", 107),
+        row(108, "spawned", 107, source="base"),
+    )  # fmt: skip
+    assert [each["t"] for each in found["events"]] == [10, 20, 100, 105, 107, 108]
+    [death] = found["deaths"]
+    assert (death["from"], death["account"]["spawned_ms"]) == (100, 8)
+    older = lane(row(5, "exited", 3, source="python"), row(10, "claimed", 10))
+    assert [each["t"] for each in older["events"]] == [5, 10], "its claim is older than what was read"
+
+
 def test_silence_begins_with_the_last_heartbeat_and_an_unknown_begin_is_said():
     silent = lane(row(1000, "suspected", detail={"silent_ms": 300}), row(1400, "declared_dead"))
     assert silent["deaths"][0]["from"] == 700

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from bus.messages import Epoch
 from coordinator.telemetry.recovery_metrics import reason_class
-from tests.support.counted import AGENTS
+from tests.support.counted import AGENTS, AT
 
 
 def test_a_death_is_measured_from_its_sign_to_its_end(stream):
@@ -19,6 +22,26 @@ def test_a_death_is_measured_from_its_sign_to_its_end(stream):
     assert result["signalmesh_restarts_total", ("momentum", "signal 9")] == 1
     assert result["signalmesh_detection_seconds_sum", ("exit",)] == pytest.approx(0.002)
     assert result["signalmesh_recovery_seconds_sum", ("momentum",)] == pytest.approx(0.020)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["claimed before the first message", "claimed since"])
+def test_reports_of_hosts_that_do_not_run_the_agent_are_not_measured(stream, before):
+    def claim(host: str, **more: Any) -> Any:
+        message = Epoch(agent="momentum", claim="c", claimed_by="w", sandbox=host, timestamp=AT, source="watchdog")
+        return stream.put("swarm.epoch.momentum", message, **more)
+
+    first = claim("base", count=not before)
+    stream.incarnation("exited", epoch=first, by="python")
+    stream.incarnation("exited", epoch=10**9, by="python")
+    stream.incarnation("exited", epoch=first, by="base", after_ms=50)
+    stream.incarnation("declared_dead", epoch=first, reason="signal 9", after_ms=2)
+    stream.incarnation("spawned", epoch=10**9, by="python")
+    assert stream.result()["signalmesh_restarts_total", ("momentum", "signal 9")] == 0
+    second = claim("base")
+    stream.incarnation("spawned", epoch=second, by="base")
+    result = stream.result()
+    assert result["signalmesh_detection_seconds_sum", ("exit",)] == pytest.approx(0.002)
+    assert result["signalmesh_restarts_total", ("momentum", "signal 9")] == 1
 
 
 def test_silence_counts_from_the_last_heartbeat(stream):
