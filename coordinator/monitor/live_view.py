@@ -16,7 +16,7 @@ from bus.heartbeats import HeartbeatListener
 from bus.interface import ReceivedMessage
 from bus.messages import Alert, Decision, Lifecycle
 from bus.utils.terminal import escape_control
-from coordinator.monitor.message_lines import how_to_follow, parse
+from coordinator.monitor.message_lines import how_to_follow, parse, reporter_of
 from coordinator.reporting.tables import Cell, Column, console, fitted, state_text
 from coordinator.sandboxes.environment import provider_text
 
@@ -55,7 +55,9 @@ def event_line(message: Lifecycle | Alert) -> str:
         return f"{message.timestamp:%H:%M:%S}  {message.severity.upper()} by {message.source}: {message.message}"
     known = {"replayed": "inputs replayed", "cursor": "inputs up to message", "silent_ms": "silent, ms"}
     details = [f"{text}: {message.detail[key]}" for key, text in known.items() if message.detail.get(key) is not None]
-    why = "; ".join([*([message.reason] if message.reason else []), *details[:1]])
+    by = reporter_of(message)
+    details = [*([message.reason] if message.reason else []), *details[:1], *([f"reported by {by}"] if by else [])]
+    why = "; ".join(details)
     what = message.event.replace("_", " ")
     return f"{message.timestamp:%H:%M:%S.%f}"[:-3] + f"  {message.agent} {what}" + (f" ({why})" if why else "")
 

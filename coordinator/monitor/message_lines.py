@@ -35,6 +35,11 @@ class WatchLine:
     malformed: str | None = None
 
 
+def reporter_of(event: Lifecycle) -> str | None:
+    """Who reports the start or the end of a process, if it is not the host that the report itself names."""
+    return event.source if event.event in ("spawned", "exited") and event.source != event.sandbox else None
+
+
 def line_of(message: Message, subject: str, sequence: str) -> str:
     """One plain line for a message, as `watch` and a piped `up` print it."""
     if isinstance(message, Decision):
@@ -48,7 +53,7 @@ def line_of(message: Message, subject: str, sequence: str) -> str:
     if isinstance(message, Lifecycle):
         parts = [f"{message.timestamp:%H:%M:%S.%f}"[:-3], "lifecycle", message.agent, message.event]
         known = {name: getattr(message, name) for name in ("epoch", "sandbox", "pid", "reason")}
-        details = {**known, **message.detail}
+        details = {**known, **message.detail, "by": reporter_of(message)}
         return " ".join([*parts, *(f"{key}={value}" for key, value in details.items() if value is not None)])
     if isinstance(message, Alert):
         what = f"{message.severity} {message.code} by {message.source}"
