@@ -26,6 +26,7 @@ LONGEST_WAIT_S = 86_400.0
 OPTIONAL = ("$JS.API.CONSUMER.DELETE.",)
 """The server removes a consumer itself, some seconds later."""
 INBOXES = "_INBOX."
+SERVER_LOG_VARIABLE, SERVER_USERS_VARIABLE = "SIGNALMESH_SERVER_LOG", "SIGNALMESH_SERVER_USERS"
 STDOUT, STDERR = 1, 2
 """Their descriptors."""
 
@@ -68,6 +69,15 @@ MaxAgents = Annotated[
         envvar="SIGNALMESH_MAX_AGENTS",
         min=1,
         help="Largest number of agents, with those that are added at run time; default: as swarm.toml says.",
+    ),
+]
+ServerLog = Annotated[
+    Path | None,
+    typer.Option(
+        "--server-log",
+        metavar="FILE",
+        envvar=SERVER_LOG_VARIABLE,
+        help="Log of the nats-server that is not the swarm's own: what it refuses to clients becomes alerts.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -11,6 +11,7 @@ from bus.errors import EXIT_DONE
 from bus.messages.subjects import SANDBOX_ACTIONS, UNSUPERVISED
 from coordinator.cli.changes import change_sandbox
 from coordinator.cli.options import (
+    SERVER_USERS_VARIABLE,
     STATE_DIR,
     AgentCount,
     ConfigFile,
@@ -19,6 +20,7 @@ from coordinator.cli.options import (
     MaxAgents,
     MirrorPath,
     Nats,
+    ServerLog,
     StateDir,
     Swarm,
     find_run,
@@ -251,6 +253,16 @@ def metrics(
             help="Count messages from this stream sequence on; default: those stored from now on.",
         ),
     ] = None,
+    server_log: ServerLog = None,
+    server_users: Annotated[
+        Path | None,
+        typer.Option(
+            "--server-users",
+            metavar="FILE",
+            envvar=SERVER_USERS_VARIABLE,
+            help="With --server-log: users.conf of `keys init --to`, by which alerts name the owner of a key.",
+        ),
+    ] = None,
     config: ConfigFile = None,
     agents: AgentCount = None,
     nats: Nats = None,
@@ -259,9 +271,10 @@ def metrics(
     log_level: LogLevel = "info",
 ) -> None:
     """Role: measures what is published on the bus, and serves Prometheus metrics at http://HOST:PORT/metrics."""
+    from bus.errors import UsageError
     from coordinator.config.loader import load_swarm
     from coordinator.config.overrides import Overrides
-    from coordinator.telemetry.metrics_role import observe_once, run_metrics
+    from coordinator.telemetry.metrics_role import ServerFiles, observe_once, run_metrics
 
     target = find_target(nats, state_dir, swarm, config)
     if once:
@@ -269,7 +282,10 @@ def metrics(
         typer.echo(on_bus(target, lambda bus: observe_once(bus, loaded)), nl=False)
         raise typer.Exit(EXIT_DONE)
     url = role_url(nats, state_dir, config)
-    raise typer.Exit(run_metrics(url, config, target.swarm, listen, log_level, agents, count_from))
+    if server_users is not None and server_log is None:
+        raise UsageError("--server-users: expected together with --server-log")
+    watched = None if server_log is None else ServerFiles(server_log, server_users)
+    raise typer.Exit(run_metrics(url, config, target.swarm, listen, log_level, agents, count_from, watched))
 
 
 def mirror(

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,8 @@ import typer
 from bus.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from bus.utils.aio import run_to_end
 from coordinator.cli.options import (
+    SERVER_LOG_VARIABLE,
+    SERVER_USERS_VARIABLE,
     STATE_DIR,
     AgentCount,
     AuthenticationOption,
@@ -22,6 +25,7 @@ from coordinator.cli.options import (
     MaxAgents,
     Nats,
     Open,
+    ServerLog,
     StateDir,
     print_json,
 )
@@ -63,6 +67,13 @@ async def _lines(up: Up, stop: asyncio.Event) -> None:
     await stop.wait()
 
 
+def _check_server_log(server_log: Path | None, nats: str | None) -> None:
+    if server_log is not None and nats is None:
+        raise UsageError("--server-log: expected together with --nats; the log of the embedded server is read anyway")
+    for variable in (SERVER_LOG_VARIABLE, SERVER_USERS_VARIABLE):
+        os.environ.pop(variable, None)  # the metrics role would report the same
+
+
 def up(
     config: ConfigFile = None,
     speed: Annotated[
@@ -99,6 +110,7 @@ def up(
         bool,
         typer.Option("--tls", help="Demand TLS of every client of the embedded server; makes the certificates."),
     ] = False,
+    server_log: ServerLog = None,
     no_dashboard: Annotated[bool, typer.Option("--no-dashboard", help="Run no dashboard.")] = False,
     json: Json = False,
     log_level: LogLevel = "info",
@@ -127,6 +139,7 @@ def up(
         raise UsageError(f"--for {for_s}: expected more than 0 seconds")
     if open_ and authentication == "keys":
         raise UsageError("--open: expected without --authentication keys and SIGNALMESH_AUTHENTICATION=keys")
+    _check_server_log(server_log, nats)
     loaded = load_swarm(config, Overrides(agents=agents, max_agents=max_agents, speed=speed))
     offer_bus_credentials(config)
     options = UpOptions(
@@ -145,6 +158,7 @@ def up(
         dashboard=not no_dashboard,
         authentication="open" if open_ else authentication,
         tls=tls,
+        server_log=server_log,
     )
     if (clash := find_clash()) is not None:
         if clash.fatal:

@@ -75,6 +75,8 @@ class UpOptions:
     """None: as the configuration has it."""
     tls: bool = False
     """Also if the configuration does not ask for it."""
+    server_log: Path | None = None
+    """The log of the server at `url`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
 
 import structlog
@@ -81,7 +82,7 @@ from coordinator.security.keys import (
 )
 from coordinator.security.reloading import KeyReloader
 from coordinator.security.tls_files import ServedTls, plain_remarks, serve_tls
-from coordinator.security.violations import CONNECT, ViolationLog, ViolationReports
+from coordinator.security.violations import ViolationLog, ViolationWatch, check_log
 from coordinator.telemetry.otel_env_check import check_variables
 
 NAME = "up"
@@ -112,8 +113,8 @@ class Up:
         self._credentials: Credentials | None = None
         """None: the environment's."""
         self._keys: ServedKeys | None = None
-        self._violations: tuple[ViolationLog, ViolationReports] | None = None
-        """With keys: what the server has refused."""
+        self._violations: ViolationWatch | None = None
+        """With keys: what the server has refused, if its log can be read here."""
         self._crowds: ConnectionWatch | None = None
         """With keys: who has too many connections."""
         self._consumers: ConsumerWatch | None = None
@@ -186,7 +187,7 @@ class Up:
                 tls="" if self._tls is None else self._tls.block,
             )
             if self._keys is not None:
-                self._violations = ViolationLog(self._server.log_file), ViolationReports(self._keys.owner)
+                self._watch_log(self._server.log_file, self._keys)
                 self._crowds = ConnectionWatch(self._keys.owner)
                 self._consumers = ConsumerWatch(self._keys.owner, self._reading_names)
             await self._server.start()
@@ -194,6 +195,7 @@ class Up:
             self._tasks.append(asyncio.create_task(self._server.supervise(self._on_server), name="nats-server"))
         else:
             self.url = options.url
+            await self._watch_given_log()
         self._describe_admission()
         try:
             self.bus = await NatsBus.connect(self.url, self.config.swarm, NAME, credentials=self._credentials)
@@ -273,17 +275,24 @@ class Up:
         )
         self._tasks.append(asyncio.create_task(floods.run(self._server, self.bus, self._events), name="floods"))
 
-    async def _report_violations(self, server_log: ViolationLog, reports: ViolationReports) -> None:
+    async def _watch_given_log(self) -> None:
+        if (file := self._options.server_log) is None:
+            return
+        if self._keys is None:
+            raise UsageError("--server-log: expected with --authentication keys; without, the server refuses nothing")
+        await asyncio.to_thread(check_log, file, "--server-log")
+        self._watch_log(file, self._keys)
+
+    def _watch_log(self, file: Path, keys: ServedKeys) -> None:
+        admits = None if keys.incarnations is None else keys.incarnations.admits
+        self._violations = ViolationWatch(ViolationLog(file), keys.owner, admits=admits)
+
+    async def _report_violations(self, watch: ViolationWatch) -> None:
         """Report what the server has refused to clients, of this swarm or not."""
         failed = {}
         if self._tls is not None and self._server is not None:
             failed = await self._handshakes.look(self._server.directory, self._server.pid)
-        for violation in await asyncio.to_thread(server_log.read, failed):
-            incarnations = self._keys.incarnations if self._keys is not None else None
-            if violation.attempt == CONNECT and incarnations is not None and incarnations.admits(violation.key):
-                continue  # the server has read it since
-            reports.add(violation)
-        reports.publish(self._events)
+        await watch.look(self._events, failed)
 
     def _reading_names(self) -> list[str]:
         """The names by which agents and hosts make consumers."""
@@ -438,7 +447,7 @@ class Up:
             if self._tls is not None and self._server is not None:
                 await renew_certificates(self._tls, self._server, self._events)
             if self._violations is not None:
-                await self._report_violations(*self._violations)
+                await self._report_violations(self._violations)
             if count % CHECKS_PER_STREAM_CHECK == 0:
                 # Refused: the stream was deleted just now, and the next look says so.
                 with contextlib.suppress(BusTimeout, Disconnected, PermissionDenied, Refused):

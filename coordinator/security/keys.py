@@ -44,6 +44,7 @@ __all__ = [
     "ADDED_ROLES",
     "OPERATOR",
     "KeyChanges",
+    "KeyOwners",
     "KeyStore",
     "ServedKeys",
     "authorization",
@@ -242,6 +243,36 @@ class KeyChanges:
         return bool(self.new or self.revoked or self.incarnations or self.permissions)
 
 
+class KeyOwners:
+    """Whose public keys these are, and were."""
+
+    def __init__(self, public: Mapping[str, str]) -> None:
+        """`public`: identity -> its key."""
+        self.public = dict(public)
+        self._former: dict[str, tuple[str, float]] = {}
+        """Public key -> whose it was, and from when on attempts with it are reported (monotonic seconds)."""
+
+    def take(self, public: Mapping[str, str]) -> tuple[frozenset[str], frozenset[str]]:
+        """From now on they are these; returns whose keys were replaced, and whose are there no more."""
+        now, known = time.monotonic(), self.public
+        replaced = frozenset(name for name, key in known.items() if name in public and public[name] != key)
+        revoked = frozenset(known.keys() - public.keys())
+        self._former |= {known[name]: (f"the replaced key of {name}", now + REPLACED_S) for name in replaced}
+        self._former |= {known[name]: (f"the revoked key of {name}", now) for name in revoked}
+        self.public = dict(public)
+        return replaced, revoked
+
+    def owner(self, public_key: str) -> str | None:
+        """Whose key it is, to be shown to a person; None: a process of ours that is about to get a new one."""
+        for identity, key in self.public.items():
+            if key == public_key:
+                return identity
+        if public_key in self._former:
+            whose, reported_from = self._former[public_key]
+            return None if time.monotonic() < reported_from else whose
+        return f"unknown key {public_key[:MAX_KEY]}" if public_key else UNNAMED
+
+
 class ServedKeys:
     """The keys that the server of a running swarm has, and those that its directory has now."""
 
@@ -270,26 +301,18 @@ class ServedKeys:
         except OSError as error:
             raise UsageError(f"{store.incarnations}: keys cannot be written there: {error.strerror}") from None
         self._granted = self._identities(self._found())
-        self._public = store.public_keys(self._granted)
-        store.check_distinct(self._public)
+        self._owners = KeyOwners(store.public_keys(self._granted))
+        store.check_distinct(self._owners.public)
         self._stamp: frozenset[tuple[str, int, int]] | None = self._read_stamp()
         """None: look at all keys again."""
-        self._former: dict[str, tuple[str, float]] = {}
-        """Public key -> whose it was, and from when on attempts with it are reported (monotonic seconds)."""
 
     def owner(self, public_key: str) -> str | None:
-        """Whose key it is, to be shown to a person; None: a process of ours that is about to get a new one."""
-        for identity, key in self._public.items():
-            if key == public_key:
-                return identity
-        if self.incarnations is not None:
+        """As that of KeyOwners, with the keys of incarnations."""
+        if self.incarnations is not None and public_key not in self._owners.public.values():
             agent, reported = self.incarnations.owner(public_key)
             if agent is not None:
                 return agent if reported else None
-        if public_key in self._former:
-            whose, reported_from = self._former[public_key]
-            return None if time.monotonic() < reported_from else whose
-        return f"unknown key {public_key[:MAX_KEY]}" if public_key else UNNAMED
+        return self._owners.owner(public_key)
 
     @property
     def authorization(self) -> str:
@@ -297,7 +320,7 @@ class ServedKeys:
         agents = {} if self.incarnations is None else self.incarnations.users()
         return authorization(
             Subjects(self._config.swarm),
-            {**self._public, **{name: key for name, (key, _) in agents.items()}},
+            {**self._owners.public, **{name: key for name, (key, _) in agents.items()}},
             {**self._granted, **{name: allowed for name, (_, allowed) in agents.items()}},
         )
 
@@ -347,20 +370,14 @@ class ServedKeys:
         before, self._suspended = self._suspended, self.store.suspended()
         granted = self._identities(self._found())
         found = self.store.public_keys(name for name in granted if name not in self._fixed)
-        found |= {name: self._public[name] for name in self._fixed}
+        found |= {name: self._owners.public[name] for name in self._fixed}
         self.store.check_distinct(found)
         self._check_no_agents(found)
-        now = time.monotonic()
-        replaced = {name for name, key in self._public.items() if name in found and found[name] != key}
-        revoked = frozenset(self._public.keys() - found.keys())
-        self._former |= {self._public[name]: (f"the replaced key of {name}", now + REPLACED_S) for name in replaced}
-        self._former |= {self._public[name]: (f"the revoked key of {name}", now) for name in revoked}
-        added = found.keys() - self._public.keys()
-        self._granted, self._public = granted, found
+        added = found.keys() - self._owners.public.keys()
+        replaced, revoked = self._owners.take(found)
+        self._granted = granted
         hosts = frozenset(name for name in added | revoked if name.startswith("sandbox-"))
-        return KeyChanges(
-            new=frozenset(replaced | added), revoked=revoked, hosts=hosts, permissions=before != self._suspended
-        )
+        return KeyChanges(new=replaced | added, revoked=revoked, hosts=hosts, permissions=before != self._suspended)
 
     def _check_no_agents(self, public: Mapping[str, str]) -> None:
         """Refuse public keys that incarnations of agents have or had: the server would take none of its users."""

@@ -17,6 +17,8 @@ HEARTBEATS = ("heartbeat_refused", "host_refused")
 MAX_ATTEMPTS = 10**9
 """In one report: a larger number is a mistake."""
 UP = "up"
+LOG_READERS = (UP, "metrics")
+"""Who reads the log of the server."""
 UNKNOWN_KEY = "unknown keys"
 OTHERS = "others"
 
@@ -36,7 +38,7 @@ def refusal_in(alert: Alert, writer: str) -> RefusedAttempts | None:
     count = alert.detail.get("count")
     if not isinstance(count, int) or not 0 < count < MAX_ATTEMPTS:
         return None
-    if alert.code == "client_refused" and writer == UP:
+    if alert.code == "client_refused" and writer in LOG_READERS:
         who = str(alert.detail.get("who")).rpartition(" at ")[0]
         attempt = str(alert.detail.get("attempt")).partition(" ")[0]
         if attempt not in ATTEMPTS:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import re
 from collections.abc import Mapping
@@ -21,10 +22,10 @@ from bus.nats.credentials import credentials_of, public_key_of
 from bus.nats.key_files import KEY_SUFFIX, read_seed, write_seed
 from bus.nats.urls import redacted_url
 from coordinator.config.settings import ResolvedSwarm
-from coordinator.security.keys import KeyStore, authorization, identities
+from coordinator.security.keys import KeyOwners, KeyStore, authorization, identities
 from coordinator.security.permissions import UNNAMED, Permissions, sandbox_permissions
 
-__all__ = ["HostKey", "claim_host_key", "make_keys", "reload_server", "write_shares"]
+__all__ = ["HostKey", "UsersFile", "claim_host_key", "make_keys", "reload_server", "write_shares"]
 
 SYSTEM = "system"
 """The user of the server's system account, which may have it read its configuration again."""
@@ -34,6 +35,8 @@ SERVER = "nats"
 RELOAD_WAIT_S = 2.0
 """A server that runs answers at once; at the first start there is none."""
 _UNNAMED_USER = re.compile(r"^no_auth_user: (U[A-Z2-7]{55})$", re.MULTILINE)
+_USER = re.compile(r"^  # (.+)\n  \{ nkey: (U[A-Z2-7]{55}),", re.MULTILINE)
+"""As `coordinator.security.keys` writes one: its name and its key."""
 _EVERYTHING = Permissions(publish=(">",), subscribe=(">",))
 
 
@@ -126,6 +129,40 @@ def _replace(file: Path, text: str) -> None:
     temporary.write_text(text)
     temporary.chmod(0o644)  # the server is another user, and there is no secret in it
     temporary.replace(file)
+
+
+class UsersFile:
+    """Names the owners of keys by the file of the server's users, as it is now. There is no secret in it."""
+
+    def __init__(self, file: Path) -> None:
+        """Read it.
+
+        Raises:
+            UsageError: it cannot be read, or names nobody.
+        """
+        self._file = file
+        self._stamp: tuple[int, int] | None = None
+        try:
+            self._owners = KeyOwners(self._read())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{file}: cannot be read: {error}; expected {USERS_FILE} as `signalmesh keys init --to` writes it"
+            ) from None
+        if not self._owners.public:
+            raise UsageError(f"{file}: names nobody; expected {USERS_FILE} as `signalmesh keys init --to` writes it")
+
+    def _read(self) -> dict[str, str]:
+        found = self._file.stat()
+        self._stamp = found.st_ino, found.st_mtime_ns
+        return dict(_USER.findall(self._file.read_text()))
+
+    def owner(self, public_key: str) -> str | None:
+        """As `KeyOwners.owner`. Blocks for a look at the file."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found = self._file.stat()
+            if (found.st_ino, found.st_mtime_ns) != self._stamp and (public := self._read()):
+                self._owners.take(public)
+        return self._owners.owner(public_key)
 
 
 async def reload_server(url: str, store: KeyStore) -> str:

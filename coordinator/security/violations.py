@@ -1,22 +1,39 @@
-"""What nats-server has refused to clients, read from its log. Nobody else but the refused client learns of it."""
+"""What nats-server has refused to clients, read from its log. Nobody else but the refused client learns of it.
+
+`up` reads that of its own server. For another one, whoever is given the file does.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from bus.durable.events import EventPublisher
+from bus.errors import MessageError, UsageError
+from bus.messages import Alert
 from bus.messages.guard import without_guard
+from bus.nats.bus import NatsBus
 from bus.nats.credentials import INBOXES
 from bus.server.log_tail import LogTail
 from bus.utils.attempt_counts import AttemptCounts
 
-__all__ = ["CONNECT", "Violation", "ViolationLog", "ViolationReports"]
+__all__ = [
+    "CONNECT",
+    "Violation",
+    "ViolationLog",
+    "ViolationReports",
+    "ViolationWatch",
+    "check_log",
+    "reported_through",
+]
 
 _BEGIN = rb"\[(?P<pid>\d+)\] [\d/]+ [\d:.]+ \[ERR\] (?P<address>\S+) - cid:(?P<connection>\d+) - "
 """Of a line of the server: a client's text, such as its name, may look like the rest of one."""
@@ -46,6 +63,9 @@ _REASONS = {
 """Why a handshake failed, if a client is to blame: others have ended it, or have refused the server's certificate."""
 MAX_EXPLAINED = 4096
 """Failed handshakes of which the reason was read, to be told from those without."""
+PLACE = ("log_file", "log_position")
+"""How an alert names a place: the inode, which a file keeps when the server renames it, and bytes."""
+Place = tuple[int, int]
 _VERBS = {b"Publish": "publish to", b"Subscription": "subscribe to"}
 CONNECT = "connect"
 
@@ -65,11 +85,17 @@ class Violation:
 
 
 class ViolationLog:
-    """Reads the log of a nats-server from its present end on, also after the server has begun another file."""
+    """Reads the log of a nats-server, also after the server has begun another file."""
 
-    def __init__(self, file: Path) -> None:
-        self._tail = LogTail(file)
+    def __init__(self, file: Path, since: Place | None = None) -> None:
+        """Begin at its present end, or at `since`."""
+        self._tail = LogTail(file, since)
         self._explained: dict[tuple[int, int], None] = {}
+
+    @property
+    def place(self) -> Place:
+        """Where the next read begins."""
+        return self._tail.place
 
     def read(self, failed: Mapping[tuple[int, int], str]) -> list[Violation]:
         """What was refused since the last call. Blocks for a read of the file.
@@ -131,9 +157,11 @@ class ViolationReports:
         for (who, verb, subject), count in self._counts.due():
             yield who, f"{verb} {subject}".strip(), count
 
-    def publish(self, events: EventPublisher) -> None:
-        """Alert about what is due."""
-        for who, attempt, count in self.due():
+    def publish(self, events: EventPublisher, places: tuple[Place, Place] | None = None) -> None:
+        """Alert about what is due. `places`: where that begins and ends in the log, to be named in the alerts."""
+        due = list(self.due())
+        for number, (who, attempt, count) in enumerate(due, 1):
+            place: dict[str, Any] = {} if places is None else dict(zip(PLACE, places[number == len(due)], strict=True))
             log.warning("client_refused", who=who, attempt=attempt, count=count)
             times = "once" if count == 1 else f"{count} times"
             events.alert(
@@ -143,4 +171,64 @@ class ViolationReports:
                 who=who,
                 attempt=attempt,
                 count=count,
+                **place,
             )
+
+
+class ViolationWatch:
+    """Alerts about what a server has refused, by its log."""
+
+    def __init__(
+        self,
+        server_log: ViolationLog,
+        who: Callable[[str], str | None],
+        *,
+        admits: Callable[[str], bool] | None = None,
+        resumes: bool = False,
+    ) -> None:
+        """`who` is that of ViolationReports. `admits`: whether the server has this key by now, so that what it has
+        refused before is not reported. With `resumes` alerts say how far the log was read, for `reported_through`.
+        """
+        self._log, self._reports = server_log, ViolationReports(who)
+        self._admits, self._resumes = admits, resumes
+
+    async def look(self, events: EventPublisher, failed: Mapping[tuple[int, int], str] | None = None) -> None:
+        """Read the log and report. `failed` is that of `ViolationLog.read`."""
+        begin = self._log.place
+        for violation in await asyncio.to_thread(self._log.read, failed or {}):
+            if violation.attempt != CONNECT or self._admits is None or not self._admits(violation.key):
+                self._reports.add(violation)
+        self._reports.publish(events, (begin, self._log.place) if self._resumes else None)
+
+
+def check_log(file: Path, option: str) -> None:
+    """Refuse a log that cannot be read. One that is missing may come: a server makes it when it starts.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    try:
+        file.open("rb").close()
+    except FileNotFoundError:
+        log.warning("server_log_missing", file=str(file))
+    except OSError as error:
+        raise UsageError(
+            f"{option} {file}: cannot be read: {error.strerror}; expected the file that log_file in the server's "
+            "configuration names, readable for the user who runs this"
+        ) from None
+
+
+async def reported_through(bus: NatsBus, writer: str) -> Place | None:
+    """How far a log was read of which this writer has reported what is refused; None: it may have reported before.
+
+    Raises:
+        BusError: the bus does not answer.
+    """
+    for stored in reversed(await bus.read_back((bus.subjects.alert("*", writer),), 1)):
+        with contextlib.suppress(MessageError):
+            alert = stored.decode(bus.subjects)
+            if isinstance(alert, Alert) and alert.code == "client_refused":
+                inode, position = (alert.detail.get(name) for name in PLACE)
+                if isinstance(inode, int) and isinstance(position, int) and position >= 0:
+                    return inode, position
+    return (0, 0) if (await bus.bounds()).first <= 1 else None

@@ -1,7 +1,7 @@
 """The role `metrics`: a process that consumes the stream and the heartbeats, so that agents carry no overhead.
 
 It serves the metrics at http://HOST:PORT/metrics and pushes them to the collector that the OTEL_* variables name. It
-reads the stream from its current end; its counters start at 0, as Prometheus expects. It stores nothing.
+reads the stream from its current end; its counters start at 0, as Prometheus expects. It stores nothing but alerts.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from coordinator.config.loader import load_swarm
 from coordinator.config.overrides import Overrides
 from coordinator.config.settings import SwarmConfig
 from coordinator.config.telemetry import DEFAULT_LISTEN, NOWHERE, ListenAddress, webhook_of
+from coordinator.security.keys import KeyOwners
+from coordinator.security.shares import UsersFile
+from coordinator.security.violations import ViolationLog, ViolationWatch, check_log, reported_through
 from coordinator.supervisor.config_publisher import changes_in, read_config
 from coordinator.telemetry.alert_webhook import Webhook
 from coordinator.telemetry.heartbeat_metrics import HeartbeatMetrics
@@ -196,7 +200,12 @@ async def observe_once(bus: NatsBus, config: SwarmConfig) -> str:
 
 
 async def _follow(
-    bus: NatsBus, observer: MetricsObserver, webhook_task: _WebhookTask | None, stop: asyncio.Event
+    bus: NatsBus,
+    observer: MetricsObserver,
+    stop: asyncio.Event,
+    reports: EventPublisher | None,
+    webhook_task: _WebhookTask | None,
+    refusals: _Refusals | None,
 ) -> None:
     """Read until `stop` is set; a lost bus is waited for."""
     started = False
@@ -206,9 +215,13 @@ async def _follow(
                 await observer.start()
                 started = True
             await observer.poll()
+            if refusals is not None and reports is not None:
+                await refusals.poll(bus, reports)
         except BusError as error:
             log.debug("metrics_paused", problem=str(error))
         observer.metrics.observer_connected.set(bus.is_ready and started)
+        if reports is not None:
+            reports.check()
         if webhook_task is not None:
             await webhook_task.poll()
         with contextlib.suppress(TimeoutError):
@@ -216,25 +229,68 @@ async def _follow(
                 await stop.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class ServerFiles:
+    """The log of a nats-server, and the file of its users by which owners of keys are named."""
+
+    log: Path
+    users: Path | None
+
+
+class _Refusals:
+    """Alerts about what the server of these files refuses, each once: another process of this role goes on after it."""
+
+    def __init__(self, files: ServerFiles) -> None:
+        """Check that the files can be read.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        self._file = files.log
+        check_log(files.log, "--server-log")
+        self._who = (UsersFile(files.users) if files.users is not None else KeyOwners({})).owner
+        self._watch: ViolationWatch | None = None
+
+    async def poll(self, bus: NatsBus, reports: EventPublisher) -> None:
+        """Read the log.
+
+        Raises:
+            BusError: the bus does not answer.
+        """
+        if self._watch is None:
+            since = await reported_through(bus, NAME)
+            server_log = await asyncio.to_thread(ViolationLog, self._file, since)
+            self._watch = ViolationWatch(server_log, self._who, resumes=True)
+        await self._watch.look(reports)
+
+
 class _WebhookTask:
     """The webhook's task, and the count of alerts that wait for it."""
 
     def __init__(self, bus: NatsBus, url: str, metrics: StreamMetrics, reports: EventPublisher) -> None:
-        self._metrics, self._reports = metrics, reports
+        self._metrics = metrics
         self._webhook = Webhook(bus, url, metrics, reports)
         self._task = asyncio.create_task(self._webhook.run(), name="webhook")
 
     async def poll(self) -> None:
-        self._reports.check()
         with contextlib.suppress(BusError):
             self._metrics.webhook_waiting.set(await self._webhook.waiting())
 
     async def end(self) -> None:
-        async with self._reports:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FINISH_S):
-                    await self._webhook.finish()
-            await end_tasks([self._task])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_S):
+                await self._webhook.finish()
+        await end_tasks([self._task])
+
+
+def _address(config: SwarmConfig, listen: str | None) -> ListenAddress | None:
+    """Where to serve the metrics; None: nowhere."""
+    if listen == NOWHERE:
+        return None
+    where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
+    address = ListenAddress.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
+    address.check_free(where)
+    return address
 
 
 def run_metrics(
@@ -245,23 +301,22 @@ def run_metrics(
     log_level: str,
     agents: int | None = None,
     count_from: int | None = None,
+    server_files: ServerFiles | None = None,
 ) -> int:
     """Observe the swarm until SIGTERM or SIGINT; push the metrics and post the alerts if configured.
 
-    `listen` is --listen (None: not given); `agents` is --agents, `count_from` is --count-from.
+    `listen` is --listen (None: not given); `agents` is --agents, `count_from` is --count-from. What the server of
+    `server_files` refuses becomes alerts.
 
     Raises:
-        UsageError: the address cannot be listened on, or the webhook is no URL.
+        UsageError: the address cannot be listened on, the webhook is no URL, or a file cannot be read.
     """
     set_up_logs(log_level)
     log_wrong_variables()
     config = load_swarm(config_file, Overrides(agents=agents))
     webhook, exporting = webhook_of(config), read_exporting(os.environ, "metrics")
-    address = None
-    if listen != NOWHERE:
-        where = "--listen" if listen is not None else f"{config.file}: metrics.listen:"
-        address = ListenAddress.parse(listen if listen is not None else config.metrics.listen or DEFAULT_LISTEN, where)
-        address.check_free(where)
+    address = _address(config, listen)
+    refusals = None if server_files is None else _Refusals(server_files)
 
     async def observe() -> int:
         stop = asyncio.Event()
@@ -277,19 +332,23 @@ def run_metrics(
         if exporting is not None:
             describe = partial(describe_process, bus.subjects.ns)
             export = MetricsExport(exporting, os.environ, observer.metrics.registry, describe)
-        webhook_task = None
-        if webhook:
-            webhook_task = _WebhookTask(bus, webhook, observer.metrics, await EventPublisher.open(bus, NAME))
+        reports, webhook_task = None, None
+        if webhook or refusals is not None:
+            reports = await EventPublisher.open(bus, NAME)
+            if webhook:
+                webhook_task = _WebhookTask(bus, webhook, observer.metrics, reports)
         heartbeat_task = asyncio.create_task(
             send_heartbeats(bus, NAME, "metrics", HEARTBEAT_S, observer.heartbeat_fields), name="metrics-heartbeats"
         )
         try:
-            await _follow(bus, observer, webhook_task, stop)
+            await _follow(bus, observer, stop, reports, webhook_task, refusals)
         finally:
             until = asyncio.get_running_loop().time() + END_S
             await end_tasks([heartbeat_task])
             if webhook_task is not None:
                 await webhook_task.end()
+            if reports is not None:
+                await reports.finish()
             if export is not None:
                 left_s = until - asyncio.get_running_loop().time()
                 await asyncio.to_thread(export.close, min(CLOSE_S, left_s))

@@ -41,8 +41,18 @@ async def test_the_exported_users_are_enough_and_recovery_works(tmp_path: Path):
     async with Swarm(tmp_path, toml()) as swarm:
         users = await export(swarm)
         with served(tmp_path / "server", users) as url:
-            subscriber = await swarm.up("--nats", url)
+            subscriber = await swarm.up("--nats", url, "--server-log", str(tmp_path / "server" / "nats.log"))
             await subscriber.live(*AGENTS)
+            with pytest.raises(NotAdmitted):
+                await NatsBus.connect(url, "swarm", "stranger", 1.0, Credentials(nkey_seed=new_seed()))
+            await subscriber.until(
+                "an alert about the stranger",
+                lambda: [
+                    alert["source"]
+                    for alert in subscriber.alerts
+                    if alert["code"] == "client_refused" and alert["detail"]["who"].startswith("unknown key")
+                ],
+            )
             killed = await swarm.command("kill", "coordinator", "--json")
             assert killed.code == 0, killed
             assert (killed.json["outputs_lost"], killed.json["outputs_duplicated"]) == (0, 0)

@@ -429,6 +429,49 @@ async def test_each_container_has_its_own_keys_and_no_others(project: Project, s
         await unnamed.close()
 
 
+async def test_a_refused_attempt_raises_one_alert_though_the_server_and_its_reader_were_killed(
+    project: Project, subscriber: Subscriber
+):
+    seed = await project.compose("exec", "-T", "sandbox-base", "cat", "/keys/sandbox-base-4.nk")
+
+    async def forge(topic: str, count: int, credentials: Credentials) -> None:
+        bus = await NatsBus.connect(project.url, "swarm", "forger", credentials=credentials)
+        try:
+            for _ in range(count):
+                bus.connection.write(f"in.swarm.decision.{topic}.coordinator", b"{}")
+            await bus.flush()
+        finally:
+            await bus.close()
+
+    def reported(topic: str) -> list[tuple[str, str, int]]:
+        found = [alert for alert in subscriber.alerts if alert["code"] == "client_refused"]
+        return [
+            (alert["source"], alert["detail"]["who"].partition(" at ")[0], alert["detail"]["count"])
+            for alert in found
+            if alert["detail"]["attempt"] == f"publish to in.swarm.decision.{topic}.coordinator"
+        ]
+
+    async def counted() -> int:
+        refused = (await project.command("status"))["refused"]
+        return 0 if refused is None else int(refused["count"])
+
+    before = await counted()
+    await forge("ONE", 3, Credentials(nkey_seed=seed.strip()))
+    await subscriber.until("the first alert", lambda: reported("ONE"))
+    await project.compose("kill", "metrics")
+    await forge("TWO", 2, Credentials())
+    os.kill((await project.containers())["nats"]["State"]["Pid"], signal.SIGKILL)
+    await subscriber.more_decisions(20)
+    await project.compose("start", "metrics")
+    await subscriber.until("the second alert", lambda: reported("TWO"))
+    await forge("THREE", 1, Credentials())
+    await subscriber.until("the third alert", lambda: reported("THREE"))
+    assert reported("ONE") == [("metrics", "sandbox-base-4", 3)]
+    assert reported("TWO") == [("metrics", "clients without a key", 2)]
+    assert reported("THREE") == [("metrics", "clients without a key", 1)]
+    assert await counted() == before + 6
+
+
 async def test_a_new_key_is_served_after_the_next_up_and_no_container_is_replaced(
     project: Project, subscriber: Subscriber
 ):

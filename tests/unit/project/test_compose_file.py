@@ -42,6 +42,7 @@ def test_each_service_mounts_its_own_keys_alone():
     watchdogs, base = mounted.pop("keys-watchdog"), mounted.pop("keys-base")
     assert (watchdogs, base) == (["keys", "watchdog", "watchdog-standby"], ["keys", "sandbox-base"])
     assert mounted.pop("keys") == ["keys"]
+    assert mounted.pop("keys-nats") == ["keys", "nats", "metrics"]  # public keys, with their names
     assert all(len(services) == 2 for services in mounted.values()), "the service that makes them, and one other"
 
 

@@ -21,13 +21,32 @@ def test_it_begins_at_the_end_and_follows_another_file(tmp_path: Path):
     append(file, "one\ntwo\n")
     assert tail.lines() == [b"one", b"two"]
     assert tail.lines() == []
+    append(file, "last\n")
     file.rename(tmp_path / "nats.log.1")
-    assert (tail.lines(), tail.skipped) == ([], True)
+    assert (tail.lines(), tail.skipped) == ([b"last"], True)
     append(file, "three\n")
     assert tail.lines() == [b"three"]
     file.write_text("")
     append(file, "4\n")
     assert tail.lines() == [b"4"]
+
+
+def test_another_reader_goes_on_at_the_place_that_was_reached_also_in_a_renamed_file(tmp_path: Path):
+    file = tmp_path / "nats.log"
+    append(file, "one\n")
+    tail = LogTail(file, (0, 0))
+    assert tail.lines() == [b"one"]
+    append(file, "two\nhalf")
+    assert tail.lines() == [b"two"]
+    place = tail.place
+    append(file, " a line\n")
+    file.rename(tmp_path / "nats.log.2026.12.01")
+    append(file, "new\n")
+    again = LogTail(file, place)
+    assert again.lines() == [b"half a line", b"new"]
+    assert LogTail(file, again.place).lines() == []
+    (tmp_path / "nats.log.2026.12.01").unlink()
+    assert LogTail(file, place).lines() == [b"new"]
 
 
 def test_a_log_that_is_begun_later_is_read_from_its_begin(tmp_path: Path):

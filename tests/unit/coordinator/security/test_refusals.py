@@ -28,6 +28,11 @@ def test_the_address_and_the_subject_are_left_out():
     assert found == RefusedAttempts(who="agent-a", attempt="publish", reported_by="up", count=5)
 
 
+def test_who_reads_the_log_of_a_server_reports_it():
+    found = refusal_in(by_up("agent-a", count=5), "metrics")
+    assert found == RefusedAttempts(who="agent-a", attempt="publish", reported_by="metrics", count=5)
+
+
 @pytest.mark.parametrize("code", ["heartbeat_refused", "host_refused"])
 def test_the_watchdog_reports_heartbeats(code: str):
     found = refusal_in(alert(code, "a", who="agent-a", count=5), "watchdog")

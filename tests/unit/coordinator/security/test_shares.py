@@ -10,8 +10,10 @@ from bus.errors import UsageError
 from bus.nats.credentials import public_key_of
 from bus.nats.key_files import new_seed, read_seed, write_seed
 from coordinator.config.loader import parse_swarm
+from coordinator.security import keys as keys_module
 from coordinator.security.keys import KeyStore
-from coordinator.security.shares import claim_host_key, make_keys, write_shares
+from coordinator.security.permissions import UNNAMED
+from coordinator.security.shares import UsersFile, claim_host_key, make_keys, write_shares
 
 AGENTS = {f"agent-{name}" for name in (
     "research-1", "research-2", "strategy-momentum", "strategy-mean-reversion", "coordinator"
@@ -54,6 +56,33 @@ def test_the_users_contain_no_seed_and_can_be_read_by_the_server(tmp_path):
         assert public_key_of(store.seed(file.stem)) in text
     assert "sandbox-base-2" in text
     assert "# sandbox-base\n" not in text, "no host has this name"
+
+
+def test_the_users_name_the_owners_of_keys_also_of_replaced_ones(tmp_path, monkeypatch):
+    shared(swarm(), tmp_path)
+    store, stranger = KeyStore(tmp_path), public_key_of(new_seed())
+    users = UsersFile(tmp_path / "shares" / "nats" / "users.conf")
+    old = public_key_of(store.seed("mirror"))
+    assert [users.owner(key) for key in (old, "", stranger)] == ["mirror", UNNAMED, f"unknown key {stranger}"]
+    store.file("mirror").unlink()
+    shared(swarm(), tmp_path)
+    assert users.owner(public_key_of(store.seed("mirror"))) == "mirror"
+    assert users.owner(old) is None, "its process is about to get the new one"
+    monkeypatch.setattr(keys_module, "REPLACED_S", -1.0)
+    store.file("mirror").unlink()
+    once_more = public_key_of(read_seed(tmp_path / "shares" / "mirror" / "mirror.nk"))
+    shared(swarm(), tmp_path)
+    assert users.owner(public_key_of(store.seed("mirror"))) == "mirror"
+    assert users.owner(once_more) == "the replaced key of mirror"
+
+
+@pytest.mark.parametrize("text", [None, "", "authorization { users: [] }\n"])
+def test_a_file_without_users_is_refused(tmp_path, text):
+    file = tmp_path / "users.conf"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UsageError, match=r"users\.conf: .*expected users\.conf as `signalmesh keys init --to`"):
+        UsersFile(file)
 
 
 def test_written_again_keys_stay_and_those_of_removed_agents_go(tmp_path):
