@@ -9,7 +9,7 @@ import structlog
 from bus.durable.events import EventPublisher
 from bus.errors import BusError
 from bus.messages import Heartbeat
-from bus.messages.subjects import RESERVED_NAMES, STORED_KINDS
+from bus.messages.subjects import RESERVED_NAMES, STANDBY, STORED_KINDS, WATCHDOG
 from bus.nats.bus import NatsBus
 from bus.utils.attempt_counts import AttemptCounts
 from coordinator.config.live_swarm import LiveSwarm
@@ -20,6 +20,8 @@ MAX_REPORTED_KINDS = 100
 """Further kinds are not reported: a writer that invents so many would flood the alerts."""
 
 OTHERS = "others"
+PROXY = "proxy"
+"""The fault proxy: a role with a key of its own whose name is not reserved."""
 
 log = structlog.get_logger("signalmesh.watchdog")
 
@@ -109,7 +111,9 @@ class RefusedHeartbeats:
             return f"{'voter' if agent.phase == 'external' else 'agent'}-{name}"
         if name in self._policy.hosts:
             return f"sandbox-{name}"
-        return name if name == OTHERS or name in RESERVED_NAMES else f"voter-{name}"
+        if name == STANDBY:
+            return WATCHDOG
+        return name if name in (OTHERS, PROXY, *RESERVED_NAMES) else f"voter-{name}"
 
 
 class HostCheck:

@@ -108,7 +108,11 @@ async def test_nested_json_from_every_process_is_counted_and_stops_none_for_good
         assert rounds == list(range(1, len(rounds) + 1))
         status = await swarm.command("status", "--json")
         assert {agent["name"]: agent["status"] for agent in status.json["agents"]} == dict.fromkeys(AGENTS, "active")
-        assert {one["who"] for one in status.json["refused"]["by"]} == {f"agent-{name}" for name in AGENTS}
+        refused = {(one["who"], one["attempt"]) for one in status.json["refused"]["by"]}
+        agents, hosts = {f"agent-{name}" for name in AGENTS}, {f"sandbox-{name}" for name in SANDBOXES}
+        assert {who for who, attempt in refused if attempt == "request"} == agents
+        assert {who for who, attempt in refused if attempt == "heartbeat"} <= agents | hosts | {*ROLES}
+        assert {attempt for _, attempt in refused} == {"request", "heartbeat"}
         logs = "".join(path.read_text() for path in (swarm.directory / ".signalmesh" / "logs").iterdir())
         assert "Traceback" not in logs
         audit = await swarm.command("audit", "--json")
