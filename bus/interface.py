@@ -14,6 +14,10 @@ from bus.messages import Message, check_lifetime, decode
 from bus.messages.subjects import Subjects
 
 Headers = Mapping[str, str]
+EVERYTHING = (">",)
+"""The filters of whoever reads the whole stream. A filter for the subjects of the swarm would leave out what a client
+has stored under a subject that the server does not map (a token `*` or `>`) or does not find (the byte 0x7F).
+"""
 
 
 # Ack and StoredMessage are not frozen: creating a frozen one takes five times as long, and there is one per message.

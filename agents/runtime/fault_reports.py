@@ -1,4 +1,4 @@
-"""Reports of faults and slowness of an agent's handlers, and of what others publish: first in full, then as a count.
+"""Reports of faults and slowness of an agent's handlers: the first in full, later ones as a count.
 
 A handler that fails on every input would otherwise fill log and stream. What is skipped is reported by the lifecycle
 events in any case, one for each: a recovery reads them.
@@ -7,17 +7,12 @@ events in any case, one for each: a recovery reads them.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from agents.runtime.output_validation import BadOutput
 from bus.durable.events import EventPublisher
-from bus.interface import StoredMessage
-from bus.messages import now
-from bus.utils.attempt_counts import REPORT_S, AttemptCounts
 
 if TYPE_CHECKING:
     from agents.runtime.inputs import Fault
@@ -25,7 +20,6 @@ if TYPE_CHECKING:
 MAX_FULL_REPORTS = 3
 """So many faults of one sort are reported singly; later ones are counted and reported every PERIOD_S seconds."""
 PERIOD_S = 10.0
-OTHERS = "other writers"
 
 log = structlog.get_logger("signalmesh.agent")
 
@@ -128,81 +122,3 @@ class FaultReporter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class RepeatedAlerts:
-    """What `agent` has found in the stream: the first of each writer at once, then once a minute their number."""
-
-    def __init__(self, agent: str, reports: EventPublisher, clock: Callable[[], float] = time.monotonic) -> None:
-        self._agent, self._reports = agent, reports
-        self._counts: AttemptCounts[tuple[str, str]] = AttemptCounts(clock)
-        self._newest: dict[tuple[str, str], Callable[[int], None]] = {}
-        """What alerts of the number, with the newest message."""
-
-    def poison(self, subject: str, sequence: int, problem: str) -> None:
-        """A message that cannot be read. All agents that read it report it together: by the same ids."""
-        writer = subject.rpartition(".")[2]
-
-        def report(count: int, writer: str) -> None:
-            last = f"message {sequence} under {subject} was set aside: {problem}"
-            once = f"poison:{sequence}"
-            if count > 1:
-                last = f"{count} more messages of {writer} were set aside; the last one: {last}"
-                once = f"poison:{writer}:{now().timestamp() // REPORT_S:.0f}"
-            self._reports.alert(
-                "warning",
-                "poison_message",
-                last,
-                once=once,
-                about=writer if count > 1 else None,
-                sequence=sequence,
-                subject=subject,
-                writer=writer,
-                count=count,
-            )
-
-        self._add("poison", writer, report)
-
-    def unknown_writer(self, stored: StoredMessage, problem: str) -> None:
-        """A message under a subject of this agent that is none of its outputs."""
-
-        def report(count: int, _: str) -> None:
-            more = "" if count == 1 else f"{count} more messages under its subjects are none of its outputs; the last: "
-            self._reports.alert(
-                "warning",
-                "output_from_unknown_writer",
-                f"agent {self._agent}: {more}message {stored.sequence} under {stored.subject} is none of its outputs "
-                f"({problem}) and is ignored; find out what else writes to this subject",
-                agent=self._agent,
-                once=f"{self._agent}:unknown-writer:{stored.sequence}",
-                sequence=stored.sequence,
-                count=count,
-            )
-
-        self._add("unknown writer", self._agent, report)
-
-    def diverged(self, sequence: int) -> None:
-        """A replay gave another output than the stored message `sequence`."""
-
-        def report(count: int, _: str) -> None:
-            more = "" if count == 1 else f"for {count} more messages, the last of them {sequence}, "
-            self._reports.alert(
-                "critical",
-                "replay_diverged",
-                f"agent {self._agent}: {more}the replay gave another output than the stored message {sequence}: its "
-                "handlers depend on something besides state and event, or its class has changed",
-                agent=self._agent,
-                once=f"{self._agent}:diverged:{sequence}",
-            )
-
-        self._add("diverged", self._agent, report)
-
-    def _add(self, what: str, writer: str, report: Callable[[int, str], None]) -> None:
-        known, named = self._counts.add((what, writer), (what, OTHERS))
-        self._newest[known, named] = lambda count: report(count, named)
-        self.check()
-
-    def check(self) -> None:
-        """Alert about what was found since the last alert about it. Call it about once a second."""
-        for key, count in self._counts.due():
-            self._newest[key](count)

@@ -14,7 +14,6 @@ from typing import Any
 import orjson
 import structlog
 
-from agents.runtime.fault_reports import RepeatedAlerts
 from agents.runtime.output_rate import MAX_OUTPUTS_PER_S, OutputRate
 from agents.runtime.output_validation import Prepared
 from agents.runtime.tracing import AgentTracing
@@ -22,6 +21,7 @@ from bus.durable.events import EventPublisher
 from bus.durable.fencing import fence
 from bus.durable.message_ids import is_id, substitute
 from bus.durable.outbox import Entry, Outbox
+from bus.durable.repeated_alerts import RepeatedAlerts
 from bus.durable.snapshots import Produced
 from bus.errors import MeshError, MessageError
 from bus.interface import Bus, StoredMessage

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from bus.errors import BusTimeout
-from bus.interface import Bus, StoredMessage
+from bus.interface import EVERYTHING, Bus, StoredMessage
 from bus.messages import headers as h
 
 SILENCE_S = 10.0
@@ -54,7 +54,7 @@ async def kept_from(bus: Bus) -> int:
         BusError: the bus does not answer.
     """
     bounds = await bus.bounds()
-    async with aclosing(scan(bus, (f"{bus.subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+    async with aclosing(scan(bus, EVERYTHING, bounds.first, bounds.last)) as messages:
         async for stored in messages:
             if not is_kept(stored.headers):
                 return stored.sequence

@@ -181,6 +181,14 @@ class Subjects:
         """The prefix at which an agent requests JetStream's API of its host; no swarm's name begins with `_`."""
         return f"_API.{self.ns}.{agent}"
 
+    def is_hidden(self, subject: str) -> bool:
+        """Whether no filter of this swarm finds a stored message under `subject`, so that no agent has read it.
+
+        A server stores a subject with a literal `*` or `>` where clients publish, for it maps no such subject. Below
+        one with the byte 0x7F, which its index of subjects uses itself, it finds nothing.
+        """
+        return not subject.startswith(f"{self.ns}.") or "\x7f" in subject
+
     def all_of(self, kind: str) -> str:
         """Filter for every message of `kind` on the read side."""
         return f"{self.ns}.{kind}.>"

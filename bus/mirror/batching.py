@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from bus.interface import StoredMessage
+from bus.interface import EVERYTHING, StoredMessage
 from bus.messages import headers as h
 from bus.messages.subjects import Subjects
 from bus.mirror.schema import KvRow, MessageRow, MirrorGap
@@ -101,7 +101,7 @@ def followed_streams(subjects: Subjects) -> tuple[Followed, ...]:
     arrived = asyncio.Event()
     buckets = ((subjects.state_bucket, True), (subjects.registry_bucket, True), (subjects.memory_bucket, False))
     return (
-        Followed(subjects.stream, (f"{subjects.ns}.>",), arrived=arrived),
+        Followed(subjects.stream, EVERYTHING, arrived=arrived),
         *(
             Followed(f"KV_{bucket}", (f"$KV.{bucket}.>",), bucket, events, arrived=arrived)
             for bucket, events in buckets

@@ -17,10 +17,11 @@ import orjson
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import BusError, MirrorFailing, OtherHistory, Refused
+from bus.durable.repeated_alerts import RepeatedAlerts
+from bus.errors import BusError, MessageError, MirrorFailing, OtherHistory, Refused
 from bus.heartbeats import send_heartbeats
 from bus.mirror.batching import BATCH_ROWS, Followed, followed_streams, next_batch, pause_before
-from bus.mirror.schema import MirrorGap, StreamIncarnation
+from bus.mirror.schema import MessageRow, MirrorGap, StreamIncarnation
 from bus.mirror.writer import COMPLETE, PRUNE_ROWS, MirrorStore
 from bus.nats.bus import NatsBus
 from bus.nats.consumer import collect
@@ -65,6 +66,7 @@ class Mirror:
         """`reports` is closed at the end; `notices` about an earlier file are published as alerts."""
         self._bus, self._store, self._reports = bus, store, reports
         self._retention, self._notices = retention, notices
+        self._repeated = RepeatedAlerts(NAME, reports)
         self._followed = followed_streams(bus.subjects)
         self._events = self._followed[0]
         self._stop = asyncio.Event()
@@ -164,6 +166,7 @@ class Mirror:
                     await self._until_arrival()
                     await self._until_batch()
                 self._reports.check()
+                self._repeated.check()
             await self._finish()
         except OtherHistory as error:
             self.status = "diverged"
@@ -281,7 +284,17 @@ class Mirror:
                 followed.written(batch.taken.get(followed.stream, 0))
             for gap in batch.gaps:
                 self._report_gap(gap)
+            for row in batch.messages:
+                if self._bus.subjects.is_hidden(row.subject):
+                    self._report_hidden(row)
             self.written += len(batch.messages) + len(batch.values)
+
+    def _report_hidden(self, row: MessageRow) -> None:
+        """Alert about a message that nobody else reports: no agent can have read it."""
+        try:
+            self._bus.subjects.parse(row.subject)
+        except MessageError as error:
+            self._repeated.poison(row.subject, row.sequence, error.problem)
 
     async def _prune(self) -> int:
         keep = self._retention

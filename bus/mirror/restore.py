@@ -43,14 +43,17 @@ SHORTEST_WINDOW_NS = 100_000_000
 """The server's smallest window for duplicates; the same id may occur twice in a stream, minutes apart."""
 RECENT_IDS = 100_000
 PLACEHOLDER = "hole"
+LISTED, MAX_LISTED = ("damaged", "foreign"), 100
+"""Fields of the result of which the event of a restore has the first sequences."""
 
 log = structlog.get_logger("signalmesh.restore")
 
 
 @dataclass(slots=True, kw_only=True)
 class RestoreResult:
-    """The result. `clean`: the file was complete; otherwise messages after `last` may be missing. `damaged` rows, and
-    rows before `first`, were not restored; `unfenced` were stored without their fence.
+    """The result. `clean`: the file was complete; otherwise messages after `last` may be missing. Rows that are
+    `damaged` or under a subject that none of the swarm's processes uses (`foreign`), and rows before `first`, were not
+    restored; `unfenced` were stored without their fence.
     """
 
     stream: str
@@ -60,6 +63,7 @@ class RestoreResult:
     holes: int = 0
     left_out: int = 0
     damaged: list[int] = field(default_factory=list)
+    foreign: list[int] = field(default_factory=list)
     unfenced: int = 0
     clean: bool = False
     buckets: dict[str, int] = field(default_factory=dict)
@@ -79,6 +83,8 @@ class RestoreResult:
             text += f"; {self.left_out} older messages are in the mirror's file only"
         if self.damaged:
             text += f"; {len(self.damaged)} damaged rows were left out"
+        if self.foreign:
+            text += f"; {len(self.foreign)} messages under subjects that no process of the swarm uses were left out"
         if self.values_left_out:
             text += f"; no value that fits: {', '.join(self.values_left_out)}"
         if self.missing_from is not None:
@@ -216,6 +222,8 @@ class _Restore:
                 row = found.row
                 if not found.intact:
                     self._result.damaged.append(row.sequence)
+                elif not self._may_be_put(row.subject):
+                    self._result.foreign.append(row.sequence)
                 elif row.stored_ns >= oldest_ns or row.headers.get(h.TTL) == "never":
                     await self._fill(reached + 1, row.sequence - 1)
                     await self._put(found)
@@ -230,6 +238,10 @@ class _Restore:
         cursors[self._events] = end
         if end > cursor:
             gaps.append(MirrorGap(self._events, cursor + 1, end, "lost"))
+
+    def _may_be_put(self, subject: str) -> bool:
+        """Whether a message under this subject can be published again: the client takes no blanks, of Unicode too."""
+        return subject.startswith(f"{self._bus.subjects.ns}.") and subject.split() == [subject]
 
     def _first_to_put(self, oldest_ns: int, cursor: int) -> int:
         """The first sequence within the stream's limits with at most MAX_PLACEHOLDERS missing sequences after it."""
@@ -344,14 +356,18 @@ class _Restore:
 
     async def _report(self, prefix: str) -> None:
         result = self._result
-        detail = {name: getattr(result, name) for name in RestoreResult.__slots__ if name != "damaged"}
+        detail = {name: getattr(result, name) for name in RestoreResult.__slots__ if name not in LISTED}
         event = Lifecycle(
             event="rebuilt",
             agent="swarm",
             timestamp=now(),
             source=self._writer,
             reason=str(result),
-            detail={**detail, "damaged": result.damaged[:100], "missing_from": result.missing_from},
+            detail={
+                **detail,
+                **{name: getattr(result, name)[:MAX_LISTED] for name in LISTED},
+                "missing_from": result.missing_from,
+            },
         )
         subject = self._bus.subjects.lifecycle("swarm", self._writer)
         await self._bus.publish(prefix + subject.partition(".")[2], encode(event))

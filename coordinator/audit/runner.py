@@ -17,6 +17,7 @@ from bus.durable.registry import read_record
 from bus.durable.snapshots import read_snapshot
 from bus.durable.stream_scan import kept_from, scan
 from bus.errors import MeshError
+from bus.interface import EVERYTHING
 from bus.mirror.reader import MirrorFile
 from bus.nats.bus import NatsBus
 from coordinator.audit.mirror_checks import (
@@ -71,7 +72,7 @@ async def _pass(bus: NatsBus, mirror: Path | None, progress: Progress | None) ->
             _readable(records, "registry", lambda _, data: read_record(data), findings),
             findings,
         )
-        async with aclosing(scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+        async with aclosing(scan(bus, EVERYTHING, bounds.first, bounds.last)) as messages:
             async for stored in messages:
                 checks.take(stored)
                 if comparison is not None:

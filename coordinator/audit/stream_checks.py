@@ -159,16 +159,15 @@ class Checks:
 
     def _on_rebuilt(self, detail: Mapping[str, Any]) -> None:
         """Holes that the event of a restore explains: unused sequences, and damaged rows."""
-        damaged, free_from = detail.get("damaged"), detail.get("missing_from")
+        left_out, free_from = [], detail.get("missing_from")
+        for name in ("damaged", "foreign"):
+            sequences = detail.get(name)
+            left_out += sequences if isinstance(sequences, list) else []
         for hole in list(self._open):
             if hole.first == free_from:
                 what = f"{hole.first} to {hole.last} were left unused: messages from {hole.first} on may be lost"
-            elif (
-                isinstance(damaged, list)
-                and hole.last - hole.first < len(damaged)
-                and set(range(hole.first, hole.last + 1)) <= set(damaged)
-            ):
-                what = f"{hole.first} to {hole.last} were damaged in the mirror's file and not restored"
+            elif hole.last - hole.first < len(left_out) and set(range(hole.first, hole.last + 1)) <= set(left_out):
+                what = f"{hole.first} to {hole.last} were damaged in the mirror's file, or none of this swarm's"
             else:
                 continue
             hole.explained = True

@@ -13,7 +13,7 @@ from typing import Any
 
 from bus.durable.stream_scan import scan
 from bus.errors import BusError, MeshError, MessageError
-from bus.interface import KvEntry
+from bus.interface import EVERYTHING, KvEntry
 from bus.messages import Decision, Epoch, Lifecycle, MarketData, decode
 from bus.messages import headers as h
 from bus.messages.subjects import AGENT_KINDS
@@ -155,7 +155,7 @@ async def record(bus: NatsBus) -> RunRecording:
     """
     found, subjects = RunRecording(), bus.subjects
     bounds = await bus.bounds()
-    async with aclosing(scan(bus, (f"{subjects.ns}.>",), bounds.first, bounds.last)) as messages:
+    async with aclosing(scan(bus, EVERYTHING, bounds.first, bounds.last)) as messages:
         async for stored in messages:
             try:
                 address = subjects.parse(stored.subject)

@@ -13,7 +13,7 @@ import structlog
 
 from bus.errors import BusError, Disconnected, Refused
 from bus.heartbeats import HeartbeatListener
-from bus.interface import StoredMessage
+from bus.interface import EVERYTHING, StoredMessage
 from bus.messages.subjects import DASHBOARD, Subjects
 from bus.mirror.loss_check import half_done
 from bus.nats.bus import NatsBus
@@ -185,7 +185,7 @@ class LiveSource(Source):
                 if stored.sequence < begin:
                     model.take(stored, whole=False)
         self.model, self._history_end, self._facts_due = model, last, True
-        reader = Reader(bus.jetstream, subjects.stream, (f"{subjects.ns}.>",), begin, self._on_stored)
+        reader = Reader(bus.jetstream, subjects.stream, EVERYTHING, begin, self._on_stored)
         await reader.start()
         self._reader, self._created = reader, info["created"]
         if again:
@@ -267,8 +267,7 @@ class LiveSource(Source):
     # -- reading what is asked for
 
     async def message(self, sequence: int) -> StoredMessage | None:
-        found = await self.connected_bus().first_from(f"{self.subjects.ns}.>", sequence)
-        return found if found is not None and found.sequence == sequence else None
+        return await self.connected_bus().message(sequence)
 
     async def bounds(self) -> tuple[int, int]:
         found = await self.connected_bus().bounds()

@@ -138,7 +138,9 @@ class SwarmModel:
             self.read_from = self.read_from or stored.sequence
             self.first_ns = self.first_ns or stored.stored_ns
             self._note_edge(stored, rest[-1] if rest else "")
-        if kind not in SHOWN_KINDS:
+        hidden = self._subjects.is_hidden(stored.subject)
+        if hidden or kind not in SHOWN_KINDS:
+            self.unreadable += hidden
             return []
         try:
             address = self._subjects.parse(stored.subject)

@@ -20,7 +20,7 @@ from agents.spec import AgentSpec
 from bus.durable.snapshots import Snapshot, first_snapshot
 from bus.durable.stream_scan import is_kept, kept_from, scan
 from bus.errors import MessageError
-from bus.interface import Bus, StoredMessage
+from bus.interface import EVERYTHING, Bus, StoredMessage
 from bus.messages import Lifecycle, VotingConfig, decode
 from bus.messages import headers as h
 from bus.messages.subjects import WATCHDOG, Subjects
@@ -85,7 +85,7 @@ async def replay_bus(bus: Bus, config: SwarmConfig, span: ReplayRange, progress:
     bounds = await bus.bounds()
     last = bounds.last if span.last is None else min(span.last, bounds.last)
     reported = reported_by_agents(subjects, await bus.read_back((f"{subjects.ns}.lifecycle.>",), bounds.first))
-    messages = scan(bus, (f"{subjects.ns}.>",), bounds.first, last)
+    messages = scan(bus, EVERYTHING, bounds.first, last)
     recording = Recording(bus.url, subjects, bounds.first, last, reported, messages)
     replay = await _replay(recording, config, span, progress)
     return _judged(replay, await kept_from(bus))
@@ -194,6 +194,7 @@ class Replayer:
         self._messages = 0
         self._differences: dict[str, Difference] = {}
         self._unknown_writers: dict[str, int] = {}
+        self._hidden = 0
         self._settings_differ = False
         self._notes: list[str] = []
 
@@ -211,11 +212,11 @@ class Replayer:
         """Replay all messages, in their order."""
         last = self._recording.last
         async for stored in messages:
-            self._messages += 1
-            if stored.sequence != self._next:
-                self._on_gap(self._next, stored.sequence - 1)
-            self._next = stored.sequence + 1
+            self._count(stored.sequence)
             report_progress(progress, stored.sequence, last)
+            if self._subjects.is_hidden(stored.subject):
+                self._hidden += 1
+                continue
             kind, rest = _kind_of(stored)
             self._recent.append(stored)
             if h.OUTPUT in stored.headers:
@@ -273,6 +274,12 @@ class Replayer:
             kind, rest = _kind_of(stored)
             if replayed in self._listening.get(kind, ()) and (kind != "timer" or rest.endswith(f".{spec.name}")):
                 await self._take(replayed, stored)
+
+    def _count(self, sequence: int) -> None:
+        self._messages += 1
+        if sequence != self._next:
+            self._on_gap(self._next, sequence - 1)
+        self._next = sequence + 1
 
     def _on_gap(self, first: int, last: int) -> None:
         """A range of messages is missing: the state of agents that may have had inputs in it cannot be rebuilt."""
@@ -346,6 +353,10 @@ class Replayer:
             self._notes.append(f"{name} is not in {self._config.file}: {count} outputs of it are not compared")
         inputs = sum(report.inputs for report in reports.values())
         compared = sum(report.compared for report in reports.values())
+        if self._hidden:
+            self._notes.append(
+                f"{self._hidden} messages have subjects that no agent could read: `signalmesh audit` lists them"
+            )
         if not compared:
             self._notes.append("nothing could be compared")
         return Replay(

@@ -20,7 +20,7 @@ from prometheus_client import generate_latest, start_http_server
 from bus.durable.events import EventPublisher
 from bus.errors import EXIT_DONE, BusError, MessageError
 from bus.heartbeats import LISTEN_S, HeartbeatListener, send_heartbeats
-from bus.interface import Closable, StoredMessage
+from bus.interface import EVERYTHING, Closable, StoredMessage
 from bus.messages import Lifecycle
 from bus.mirror.loss_check import half_done
 from bus.nats.bus import NatsBus
@@ -133,7 +133,7 @@ class MetricsObserver:
             if stored.sequence < first:
                 metrics.learn_claim(stored)
         self.read_through = first - 1
-        reader = Reader(bus.jetstream, bus.subjects.stream, (f"{bus.subjects.ns}.>",), first, self._on_stored)
+        reader = Reader(bus.jetstream, bus.subjects.stream, EVERYTHING, first, self._on_stored)
         await reader.start()
         self._reader, self._created = reader, created
 

@@ -173,7 +173,7 @@ class StreamMetrics(Instruments):
             latency_s = seconds_between(self._stored.get(cause, 0), stored.stored_ns)
             if latency_s is not None:
                 self.hops.labels(kind, self.names.label(stored.subject.rpartition(".")[2])).observe(latency_s)
-        if kind in KINDS:
+        if kind in KINDS or self._subjects.is_hidden(stored.subject):
             self._read(stored, kind, count=True)
 
     def _note(self, stored: StoredMessage) -> None:

@@ -227,6 +227,9 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
             MessageRow(90, old, "swarm.signal.X.a", {"Nats-Msg-Id": "a:1"}, b"too old"),
             MessageRow(100, now, "swarm.signal.X.a", {"Nats-Msg-Id": "poison:1"}, b"1"),
             MessageRow(101, now, "swarm.signal.X.a", {"Nats-Msg-Id": "poison:1"}, b"2"),
+            MessageRow(120, now, "_R_.in.swarm.signal.*.x", {}, b"stored where clients publish"),
+            MessageRow(121, now, "swarm.signal.a\u00a0b.x", {}, b"a blank"),
+            MessageRow(122, now, "swarm.signal.\x7f1.x", {}, b"a byte of the index"),
             MessageRow(140, now, "swarm.signal.X.a", {"Nats-Expected-Last-Subject-Sequence": "5", **about}, b"3"),
             MessageRow(141, now, "swarm.signal.X.a", {}, b"damaged"),
             MessageRow(142, now, "swarm.signal.X.b", {"Nats-Expected-Last-Subject-Sequence": "7", **about}, b"4"),
@@ -246,21 +249,23 @@ async def test_holes_repeated_ids_expired_claims_and_damage(tmp_path):
         db.close()
         result = await it.restore()
         assert result is not None
-        assert (result.first, result.last, result.messages, result.damaged) == (5, 142, 5, [141])
-        assert result.holes == (142 - 5 + 1) - 5 + MARGIN  # between the first and the last, and after the last
+        assert (result.first, result.last, result.messages, result.damaged) == (5, 142, 6, [141])
+        assert result.foreign == [120, 121]
+        assert result.holes == (142 - 5 + 1) - 6 + MARGIN  # between the first and the last, and after the last
         assert result.unfenced == 2  # the first claim's condition, and a fence that never held
         assert result.values_left_out == ["swarm_state c"]
         after = await it.stored()
-        assert [(m.sequence, m.data) for m in after[:5]] == [
+        assert [(m.sequence, m.data) for m in after[:6]] == [
             (5, b"claim"),
             (100, b"1"),
             (101, b"2"),
+            (122, b"a byte of the index"),
             (140, b"3"),
             (142, b"4"),
         ]
-        assert after[3].headers["Nats-Expected-Last-Subject-Sequence"] == "5"
+        assert after[4].headers["Nats-Expected-Last-Subject-Sequence"] == "5"
         assert after[0].headers["Nats-TTL"] == "never"
-        assert after[5].sequence == 142 + MARGIN + 1
+        assert after[6].sequence == 142 + MARGIN + 1
         state = await bus.kv_all("swarm_state")
         assert {key: retained.value for key, retained in state.items()} == {"a": value % 140}
         assert state["a"].revision > 74

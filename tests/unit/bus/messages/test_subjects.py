@@ -192,3 +192,18 @@ def test_an_agents_name_is_not_taken_for_a_topic():
 )
 def test_the_process_that_answers_is_in_the_subject_of_a_request(subject: str, name: str):
     assert Subjects("desk").controlled(subject) == name
+
+
+@pytest.mark.parametrize(
+    ("subject", "hidden"),
+    [
+        ("swarm.signal.BTC-USD.a", False),
+        ("swarm.epoch.a", False),
+        ("swarm.signal.=ZZ.a", False),  # its readers report it
+        ("_R_.in.swarm.signal.*.a", True),
+        ("swarm.signal.\x7f1.a", True),
+        ("swarming.signal.X.a", True),
+    ],
+)
+def test_what_no_filter_finds_is_known_by_its_subject(subject: str, hidden: bool):
+    assert Subjects("swarm").is_hidden(subject) is hidden

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bus.interface import StoredMessage
+from bus.interface import EVERYTHING, StoredMessage
 from bus.messages.subjects import Subjects
 from bus.mirror import batching
 from bus.mirror.batching import BATCH_ROWS, Batch, Followed, followed_streams, next_batch, pause_before, references
@@ -46,7 +46,7 @@ def revisions(batch: Batch) -> list[int]:
 
 def test_the_streams_that_are_followed_are_the_events_and_three_buckets():
     events, *buckets = streams()
-    assert (events.stream, events.filters, events.bucket) == (EVENTS, ("swarm.>",), "")
+    assert (events.stream, events.filters, events.bucket) == (EVENTS, EVERYTHING, "")
     assert [(one.stream, one.references_events) for one in buckets] == [
         (STATE, True), ("KV_swarm_agents", True), ("KV_swarm_memory", False),
     ]  # fmt: skip
