@@ -46,7 +46,7 @@ from coordinator.changes.removals import Removals
 from coordinator.changes.sandbox_removals import SandboxRemovals
 from coordinator.config.changes import AddedAgent, Changes, Move
 from coordinator.config.convert import similar
-from coordinator.config.settings import AgentSettings, SwarmConfig
+from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
 from coordinator.config.tables import agent_settings, agent_table
 from coordinator.supervisor.model import AgentState
 from coordinator.supervisor.watchdog import LeaderParts, agent_state
@@ -398,17 +398,18 @@ class ChangeApi:
     async def _add_sandbox(self, request: ChangeRequest) -> dict[str, Any]:
         name = request.sandbox
         if not self._is_done(request):
-            self._check_hosts(f"sandbox add {name}")
             if name in self._sandbox_removals.running:
                 return {"pending": self._sandbox_removals.describe(name)}
             hosts = [host for host in self._policy.hosts if self._policy.serves(host, host)]
-            after_adding_sandbox(self._swarm, name, request.table, request.id, hosts)
+            changes = after_adding_sandbox(self._swarm, name, request.table, request.id, hosts)
+            remote = self._is_remote(self._swarm.with_changes(changes), name)
+            self._check_hosts(f"sandbox add {name}", remote=remote)
             if self._keys is not None and (voters := self._keys.voters_like_hosts(name)):
                 raise UsageError(
                     f"sandbox add {name}: {', '.join(voters)} would send heartbeats as its host: choose another name, "
                     f"or revoke the key first (`signalmesh keys revoke {voters[0]}`)"
                 )
-            if self._keys is not None and not self._keys.has_host_key(name):
+            if self._keys is not None and not remote and not self._keys.has_host_key(name):
                 raise UsageError(
                     f"sandbox add {name}: the server has no key for its host: with the keys of another server than "
                     "that of `up`, write it into swarm.toml and export the keys anew (`signalmesh keys export`)"
@@ -421,13 +422,29 @@ class ChangeApi:
             return next((spec.provider for spec in self._swarm.config.sandboxes if spec.name == name), None)
 
         if not await self._until(lambda: self._policy.is_live(name) or provider() is None):
-            return {"pending": f"`up` starts the host of {name}"}
+            if name in self._policy.provider.failed:
+                raise MeshError(
+                    f"sandbox {name} was added, but its provider reports that it has failed: `signalmesh status` says "
+                    f"why; fix that and restart `signalmesh up`, or `signalmesh sandbox remove {name}`"
+                )
+            who = "the provider creates" if self._is_remote(self._swarm.config, name) else "`up` starts the host of"
+            return {"pending": f"{who} {name}"}
         if provider() is None:
             raise MeshError(f"sandbox {name} was removed meanwhile")
         return {"sandbox": name, "provider": provider()}
 
-    def _check_hosts(self, what: str) -> None:
-        if not self._up_runs_hosts:
+    @staticmethod
+    def _is_remote(config: ResolvedSwarm, name: str) -> bool:
+        return any(spec.name == name and spec.e2b is not None for spec in config.sandboxes)
+
+    def _check_hosts(self, what: str, *, remote: bool) -> None:
+        if remote and not self._policy.provider.is_live(time.monotonic()):
+            raise UsageError(
+                f"{what}: no provider of sandboxes at E2B runs: `up` starts it with the key of E2B and the address of "
+                'the bus (--public-nats) if swarm.toml has a sandbox with provider = "e2b": add one there, then '
+                "`signalmesh down` and `signalmesh up`"
+            )
+        if not remote and not self._up_runs_hosts:
             raise UsageError(
                 f"{what}: here each host is a service of its own, which no `up` starts or ends (as in Compose): change "
                 "the services, and the tables [sandboxes.*] of swarm.toml"
@@ -437,7 +454,7 @@ class ChangeApi:
         name = request.sandbox
         async with self._changing:
             if not self._is_done(request):
-                self._check_hosts(f"sandbox remove {name}")
+                self._check_hosts(f"sandbox remove {name}", remote=self._is_remote(self._swarm.config, name))
                 await self._commit_remove_sandbox(request)
         agents, removed = self._policy.agents, self._swarm.changes.removed_sandboxes.get(name)
         if removed is None:

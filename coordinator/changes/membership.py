@@ -236,9 +236,8 @@ def after_adding_sandbox(
         raise UsageError(
             f"{file}: this name collides with {taken[name.lower()]} (case does not count); choose another one"
         )
+    check_no_credentials(file, table)
     spec = sandbox_spec(file, name, table)
-    if spec.e2b is not None:
-        raise UsageError(_of_provider(file))
     is_configured = name in (each.name for each in swarm.base.sandboxes)  # it comes back as it was
     added = {} if is_configured else {name: {**table, "provider": spec.provider}}
     return swarm.changes.after(
@@ -259,8 +258,6 @@ def after_removing_sandbox(swarm: LiveSwarm, name: str, request: str, *, after: 
     present = {spec.name: spec for spec in config.sandboxes}
     if name not in present:
         raise UsageError(f"no sandbox {name!r}{similar(name, present)}; there are: {', '.join(present)}")
-    if present[name].e2b is not None:
-        raise UsageError(_of_provider(file))
     if len(present) == 1:
         raise UsageError(f"{name!r} is the only sandbox; `signalmesh down` ends the swarm")
     homes = tuple(spec for spec in config.sandboxes if spec.name in live and spec.name != name)
@@ -280,13 +277,6 @@ def after_removing_sandbox(swarm: LiveSwarm, name: str, request: str, *, after: 
         moved={**changes.moved, **moved},
         sandboxes=_without(changes.sandboxes, name),
         removed_sandboxes={**changes.removed_sandboxes, name: RemovedSandbox(after=after, configured=configured)},
-    )
-
-
-def _of_provider(file: str) -> str:
-    return (
-        f"{file}: sandboxes at E2B do not change at run time; change the table in swarm.toml, then `signalmesh down` "
-        "and `signalmesh up`"
     )
 
 

@@ -151,18 +151,24 @@ def rebalance(nats: Nats = None, state_dir: StateDir = STATE_DIR, swarm: Swarm =
         typer.echo(f"{moved.agent} runs in {moved.sandbox} as epoch {moved.epoch}")
 
 
-def change_sandbox(action: str, sandbox: str | None, provider: str | None, target: Target, *, json: bool) -> None:
+def change_sandbox(
+    action: str, sandbox: str | None, provider: str | None, options: list[str], target: Target, *, json: bool
+) -> None:
     """`sandbox add` and `sandbox remove`."""
+    from coordinator.config.credential_check import check_no_credentials
+    from coordinator.control.added_table import parse_option
     from coordinator.control.changes import add_sandbox, remove_sandbox
 
     if sandbox is None:
         raise UsageError(f"sandbox {action}: expected the name of a sandbox after it")
     if action == "add":
-        done = on_bus(target, lambda bus: add_sandbox(bus, sandbox, provider or "local"))
-    elif provider is None:
+        table = {**dict(parse_option(text) for text in options), "provider": provider or "local"}
+        check_no_credentials(f"sandbox add {sandbox}", table)  # before it is sent anywhere
+        done = on_bus(target, lambda bus: add_sandbox(bus, sandbox, table))
+    elif provider is None and not options:
         done = on_bus(target, lambda bus: remove_sandbox(bus, sandbox))
     else:
-        raise UsageError("--provider: expected with `sandbox add` alone")
+        raise UsageError("--provider, --option: expected with `sandbox add` alone")
     if json:
         print_json(done)
     elif done.change == "added":

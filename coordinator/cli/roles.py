@@ -37,7 +37,16 @@ def sandbox(
         str | None, typer.Argument(help="With add and remove: the sandbox of the running swarm that comes or goes.")
     ] = None,
     provider: Annotated[
-        str | None, typer.Option("--provider", help="With add: what makes it; local, a process group of `up`.")
+        str | None,
+        typer.Option("--provider", help="With add: what makes it: local, a process group of `up`, or e2b."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            metavar="KEY=VALUE",
+            help="With add: a key of its table in swarm.toml, such as template; repeatable.",
+        ),
     ] = None,
     json: Json = False,
     replica: Annotated[
@@ -94,12 +103,12 @@ def sandbox(
     from coordinator.sandboxes.handoff import read_payload
 
     if name in SANDBOX_ACTIONS:
-        change_sandbox(name, changed, provider, find_target(nats, state_dir, swarm), json=json)
+        change_sandbox(name, changed, provider, option or [], find_target(nats, state_dir, swarm), json=json)
         return
     if changed is not None:
         raise UsageError(f"sandbox {name} {changed}: expected a name alone, or add or remove before the name")
-    if provider is not None or json:
-        raise UsageError("--provider, --json: expected with `sandbox add` and `sandbox remove` alone")
+    if provider is not None or option or json:
+        raise UsageError("--provider, --option, --json: expected with `sandbox add` and `sandbox remove` alone")
     check_name(name, "sandbox")
     if keys is not None and not replica:
         raise UsageError("--keys: expected together with --replica; a host without it connects with --nats-nkey")

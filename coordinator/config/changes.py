@@ -20,7 +20,7 @@ from agents.spec import AgentSpec, ClassTraits
 from bus.errors import ConfigError, UsageError
 from bus.utils.json_text import parse_json, read_limited
 from coordinator.config.loader import BUILT_IN
-from coordinator.config.settings import AgentSettings, ResolvedSwarm, SwarmConfig
+from coordinator.config.settings import AgentSettings, ResolvedSwarm, SandboxSpec, SwarmConfig
 from coordinator.config.tables import AgentTable, agent_settings, agent_table, check_names, placement, sandbox_spec
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "RemovedAgent",
     "RemovedSandbox",
     "apply_changes",
+    "changed_sandboxes",
     "check_count",
     "describe_changes",
     "encode_changes",
@@ -267,9 +268,7 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
     """
     if changes.is_empty:
         return config
-    file = config.file
-    kept = (spec for spec in config.sandboxes if spec.name not in {*changes.removed_sandboxes, *changes.sandboxes})
-    sandboxes = (*kept, *(sandbox_spec(file, name, table) for name, table in changes.sandboxes.items()))
+    file, sandboxes = config.file, changed_sandboxes(config, changes)
     if not sandboxes:
         raise ConfigError(file, "sandboxes", "every sandbox here was removed at run time")
     own = tuple(item for item in config.agents if item.spec.name not in {*changes.removed, *changes.agents})
@@ -289,6 +288,16 @@ def apply_changes(config: SwarmConfig, changes: Changes) -> SwarmConfig:
     placed = (_placed(item, sandbox_of[item.spec.name]) if item.spec.name in homeless else item for item in own)
     agents = tuple(_moved(item, changes, names) for item in (*placed, *added))
     return replace(_unresolved(config), sandboxes=sandboxes, agents=agents)
+
+
+def changed_sandboxes(config: SwarmConfig, changes: Changes) -> tuple[SandboxSpec, ...]:
+    """The sandboxes of `config` with `changes`.
+
+    Raises:
+        ConfigError: an added sandbox is wrong.
+    """
+    kept = (spec for spec in config.sandboxes if spec.name not in {*changes.removed_sandboxes, *changes.sandboxes})
+    return (*kept, *(sandbox_spec(config.file, name, table) for name, table in changes.sandboxes.items()))
 
 
 def _unresolved(config: SwarmConfig) -> SwarmConfig:

@@ -12,7 +12,7 @@ from coordinator.config.changes import Changes, apply_changes
 from coordinator.config.loader import DEFAULT_AGENTS, DEFAULT_SANDBOXES
 from coordinator.config.settings import SwarmConfig
 
-__all__ = ["changed_toml", "to_toml"]
+__all__ = ["changed_toml", "to_toml", "toml_value"]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -58,14 +58,21 @@ def _lines(table: Mapping[str, Any]) -> list[str]:
 
 
 def _values(table: Mapping[str, Any]) -> list[str]:
-    return [f"{_key(name)} = {_value(value)}" for name, value in table.items()]
+    return [f"{_key(name)} = {toml_value(value)}" for name, value in table.items()]
 
 
 def _key(name: str) -> str:
-    return name if _BARE_KEY.fullmatch(name) else _value(name)
+    return name if _BARE_KEY.fullmatch(name) else toml_value(name)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it.
+
+    Raises:
+        ValueError: it is, or has in it, a null.
+    """
+    if value is None:
+        raise ValueError("TOML has no null")
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -73,5 +80,5 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(_values(value)) + " }" if value else "{}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return repr(value) if isinstance(value, (int, float)) else value.isoformat()

@@ -46,7 +46,7 @@ def added_table(
         "publishes": [*publishes] if publishes else None,
         "sandbox": sandbox,
         "weight": weight,
-        "options": dict(_option(text) for text in options) if options else None,
+        "options": dict(parse_option(text) for text in options) if options else None,
     }
     table = {key: value for key, value in values.items() if value is not None}
     check_no_credentials(f"add {agent}", table)  # before it is sent anywhere
@@ -60,7 +60,7 @@ def _words(command: str) -> list[str]:
         raise UsageError(f"--command {command!r}: {error}") from None
 
 
-def _option(text: str) -> tuple[str, Any]:
+def parse_option(text: str) -> tuple[str, Any]:
     """KEY=VALUE; a value that is none of TOML is a text."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():

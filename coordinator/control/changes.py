@@ -152,9 +152,8 @@ async def move(bus: Bus, agent: str, sandbox: str, on_pending: OnPending = _igno
     return msgspec.convert(await request_change(bus, "move", on_pending, agent=agent, sandbox=sandbox), MovedAgent)
 
 
-async def add_sandbox(bus: Bus, sandbox: str, provider: str, on_pending: OnPending = _ignore) -> ChangedSandbox:
-    """Add a sandbox, and wait for its host; raises as `request_change`."""
-    table = {"provider": provider}
+async def add_sandbox(bus: Bus, sandbox: str, table: dict[str, Any], on_pending: OnPending = _ignore) -> ChangedSandbox:
+    """Add a sandbox, and wait for its host; `table` is what [sandboxes.NAME] would be. Raises as `request_change`."""
     done = await request_change(bus, "sandbox_add", on_pending, sandbox=sandbox, table=table)
     return msgspec.convert({**done, "change": "added"}, ChangedSandbox)
 

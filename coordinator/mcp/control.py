@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import orjson
 from msgspec import Meta
 
 from coordinator.certify.models import Certificate
 from coordinator.chaos.report import Chaos
 from coordinator.config.credential_check import check_no_credentials
 from coordinator.config.tables import MAX_WEIGHT
+from coordinator.config.toml_text import toml_value
 from coordinator.control.changes import AddedToSwarm, ChangedSandbox, MovedAgent, RemovedFromSwarm, Scaled
 from coordinator.control.kill import KillReport
 from coordinator.control.watchdog_client import Restarted, Revived
@@ -95,6 +95,20 @@ class ScaleArguments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddSandboxArguments:
+    """The sandbox to add, and what makes it."""
+
+    sandbox: SandboxName
+    provider: Annotated[Literal["local", "e2b"], Meta(description="local: a process group of `up`; e2b: E2B.")] = (
+        "local"
+    )
+    options: Annotated[dict[str, Any], Meta(description="Keys of its table in swarm.toml, such as template.")] = field(
+        default_factory=dict
+    )
+    confirm: Confirm = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxArguments:
     """Which sandbox."""
 
@@ -159,9 +173,7 @@ async def _add(swarm: ServedSwarm, arguments: AddArguments, progress: Progress) 
         ("--weight", arguments.weight),
     ):
         words += [] if value is None else [option, str(value)]
-    for key, value in arguments.options.items():
-        words += ["--option", f"{key}={orjson.dumps(value).decode()}"]
-    return await _act(swarm, words, swarm.options(), progress)
+    return await _act(swarm, [*words, *_options("agent_add", arguments.options)], swarm.options(), progress)
 
 
 async def _remove(swarm: ServedSwarm, arguments: RemoveArguments, progress: Progress) -> Answer[Any]:
@@ -177,8 +189,26 @@ async def _scale(swarm: ServedSwarm, arguments: ScaleArguments, progress: Progre
     return await _act(swarm, ["scale", arguments.kind, str(arguments.count)], swarm.options(), progress)
 
 
-async def _add_sandbox(swarm: ServedSwarm, arguments: SandboxArguments, progress: Progress) -> Answer[Any]:
-    return await _act(swarm, ["sandbox", "add", arguments.sandbox], swarm.options(), progress)
+async def _add_sandbox(swarm: ServedSwarm, arguments: AddSandboxArguments, progress: Progress) -> Answer[Any]:
+    check_no_credentials(f"sandbox_add {arguments.sandbox}", {"options": arguments.options})  # argv is no place for one
+    options = _options("sandbox_add", arguments.options)
+    words = ["sandbox", "add", arguments.sandbox, "--provider", arguments.provider, *options]
+    return await _act(swarm, words, swarm.options(), progress)
+
+
+def _options(tool: str, options: Mapping[str, Any]) -> list[str]:
+    """The words for these options, whose values are TOML.
+
+    Raises:
+        ToolFailed: one has a null in it.
+    """
+    words = []
+    for key, value in options.items():
+        try:
+            words += ["--option", f"{key}={toml_value(value)}"]
+        except ValueError:
+            raise ToolFailed(f"{tool}: argument options.{key}: expected no null; leave it out") from None
+    return words
 
 
 async def _remove_sandbox(swarm: ServedSwarm, arguments: SandboxArguments, progress: Progress) -> Answer[Any]:
@@ -284,12 +314,12 @@ CONTROL = (
     ToolSpec(
         name="sandbox_add",
         title="Add a sandbox",
-        description="Adds a local sandbox to the running swarm and to its next start; waits until its host is live. "
-        "Equal to `signalmesh sandbox add NAME --json`.",
-        arguments=SandboxArguments,
+        description="Adds a sandbox to the running swarm and to its next start, here or at E2B; waits until its host "
+        "is live. One at E2B costs money. Equal to `signalmesh sandbox add NAME --json`.",
+        arguments=AddSandboxArguments,
         result=ChangedSandbox,
         run=_add_sandbox,
-        question="Add the sandbox {sandbox}, a process group on the machine of the swarm?",
+        question="Add the sandbox {sandbox} (provider {provider}, options {options})? One at E2B costs money.",
     ),
     ToolSpec(
         name="sandbox_remove",

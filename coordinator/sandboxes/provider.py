@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import sys
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,7 +19,7 @@ import orjson
 import structlog
 
 from bus.durable.events import EventPublisher
-from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
+from bus.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, BusError, ConfigError
 from bus.heartbeats import HeartbeatListener, send_heartbeats
 from bus.messages.subjects import PROVIDER
 from bus.nats.bus import NatsBus
@@ -27,6 +28,7 @@ from bus.nats.key_files import KEYS_VARIABLE
 from bus.observability.logging import set_up_logs
 from bus.utils.aio import end_tasks, run_to_end
 from bus.utils.processes import on_signals
+from coordinator.changes.sandbox_follower import SandboxFollower
 from coordinator.config.e2b import files_of
 from coordinator.config.settings import SandboxSpec, SwarmConfig
 from coordinator.sandboxes.environment import PUBLIC_URL_VARIABLE, Endpoint, export_key, take_key
@@ -46,6 +48,8 @@ CHECK_S = 15.0
 UNLISTED_POLLS, LIST_EVERY_S = 8, 0.5
 """How often, and at which interval, a deleted sandbox is looked up until the list omits it."""
 HEARTBEAT_S = 0.2
+FIRST_LOOK_S, LOOK_S = 0.2, 2.0
+"""Between two looks at the newest changes, until the first succeeds and from then on."""
 END_ALL_S = 18.0
 """For draining and deleting all sandboxes; `up` waits a little longer."""
 CRITICAL_ALERTS = frozenset({"sandbox_failed"})
@@ -140,33 +144,78 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     hosts = HeartbeatListener(bus)
     await hosts.start()
     provider = Provider(bus, reports, key, state_dir)
-    for spec in config.sandboxes:
-        if spec.e2b is not None:
-            keys = HostKeys(KeyStore(state_dir), spec.name) if keyed else None
-            provider.add(hosts, _target(spec, config, provider.pool, public, keys, log_level))
+
+    def keep(wanted: Mapping[str, SandboxSpec]) -> None:
+        for name in provider.names - wanted.keys():
+            provider.remove(name)
+        for name in wanted.keys() - provider.names:
+            keys = HostKeys(KeyStore(state_dir), name) if keyed else None
+            try:
+                target = _target(wanted[name], config, provider.pool, public, keys, log_level)
+            except ConfigError as error:  # its files were there when it was added
+                provider.alert("sandbox_failed", f"sandbox {name} cannot be made: {error}", sandbox=name)
+                continue
+            provider.add(hosts, target)
+
     try:
-        return await provider.run(stop)
+        return await provider.run(stop, SandboxFollower(config, keep))
     finally:
         await bus.close()
 
 
 class Provider:
-    """Runs one reconciler for each configured sandbox, publishes their events and keeps the pool record up to date."""
+    """Runs one reconciler for each sandbox, publishes their events and keeps the pool record up to date."""
 
     def __init__(self, bus: NatsBus, reports: EventPublisher, key: str, state_dir: Path) -> None:
         from coordinator.sandboxes.e2b_client import Service
 
         self._bus, self._reports, self._state_dir = bus, reports, state_dir
         self._service = Service(key, self.alert)
-        self._reconcilers: list[SandboxReconciler] = []
+        self._reconcilers: dict[str, SandboxReconciler] = {}
+        """By the name of the sandbox."""
+        self._leaving: list[SandboxReconciler] = []
+        """Of sandboxes that were removed; those that have left something at E2B stay here."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
         self.pool = (read_pool(state_dir) or Pool(id=secrets.token_hex(8))).id
         self.instances_changed()
 
+    @property
+    def names(self) -> set[str]:
+        """The sandboxes that are kept."""
+        return {*self._reconcilers}
+
+    @property
+    def _all(self) -> list[SandboxReconciler]:
+        return [*self._reconcilers.values(), *self._leaving]
+
     def add(self, hosts: HeartbeatListener, target: SandboxTarget) -> None:
-        """Keep a sandbox of `target`, once `run` is called."""
+        """Keep a sandbox of `target` from now on."""
         from coordinator.sandboxes.reconciler import SandboxReconciler
 
-        self._reconcilers.append(SandboxReconciler(self._service, hosts, target, self))
+        reconciler = SandboxReconciler(self._service, hosts, target, self)
+        self._reconcilers[target.name] = reconciler
+        log.info("sandbox_kept", sandbox=target.name)
+        self._start(reconciler.run(), f"reconciler-{target.name}")
+
+    def remove(self, name: str) -> None:
+        """Delete this sandbox: no agent is left there."""
+        reconciler = self._reconcilers.pop(name)
+        self._leaving.append(reconciler)
+        log.info("sandbox_left", sandbox=name)
+        running = [task for task in self._tasks if task.get_name() == f"reconciler-{name}"]
+        self._start(self._close(reconciler, running), f"closing-{name}")
+
+    async def _close(self, reconciler: SandboxReconciler, running: list[asyncio.Task[None]]) -> None:
+        await end_tasks(running)
+        await reconciler.close()
+        if not reconciler.orphans:
+            self._leaving.remove(reconciler)
+        self.instances_changed()
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.add(asyncio.create_task(work, name=name))
+        self._changed.set()
 
     # -- SandboxEvents
 
@@ -183,67 +232,75 @@ class Provider:
         """Write the pool record: the sandboxes that exist, for the next run to adopt or delete."""
         held = [
             Orphan(sandbox=instance.host_name, id=instance.id)
-            for reconciler in self._reconcilers
+            for reconciler in self._all
             for instance in reconciler.instances
         ]
         held += [
-            Orphan(sandbox="", id=name, problem=why)
-            for reconciler in self._reconcilers
-            for name, why in reconciler.orphans
+            Orphan(sandbox="", id=name, problem=why) for reconciler in self._all for name, why in reconciler.orphans
         ]
         write_pool(self._state_dir, Pool(id=self.pool, endpoint=self._service.endpoint.label, sandboxes=tuple(held)))
 
     # -- running
 
-    async def run(self, stop: asyncio.Event) -> int:
+    async def run(self, stop: asyncio.Event, follower: SandboxFollower) -> int:
         """Keep the sandboxes until `stop`, then delete them; the exit code, 1 if one could not be deleted."""
         at = self._service.endpoint.label
-        log.info("provider_ready", at=at, sandboxes=[reconciler.name for reconciler in self._reconcilers])
-        reconciling = [
-            asyncio.create_task(reconciler.run(), name=f"reconciler-{reconciler.name}")
-            for reconciler in self._reconcilers
-        ]
         stopped = asyncio.create_task(stop.wait(), name="stop")
+        following = asyncio.create_task(self._follow(follower), name="changes")
         checking = asyncio.create_task(self._check_reports(), name="outbox")
         heartbeats = asyncio.create_task(
             send_heartbeats(self._bus, PROVIDER, "provider", HEARTBEAT_S, self._status_fields), name="heartbeats"
         )
         try:
-            await _until_stopped(stopped, reconciling)
-            await end_tasks(reconciling)
+            await self._until_stopped(stopped)
+            await end_tasks([following, *self._tasks])
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(END_ALL_S):
-                    await asyncio.gather(*(reconciler.close() for reconciler in self._reconcilers))
+                    await asyncio.gather(*(reconciler.close() for reconciler in self._all))
             self.instances_changed()
-            orphans = [instance.id for reconciler in self._reconcilers for instance in reconciler.instances]
-            orphans += [name for reconciler in self._reconcilers for name, _ in reconciler.orphans]
+            orphans = [instance.id for reconciler in self._all for instance in reconciler.instances]
+            orphans += [name for reconciler in self._all for name, _ in reconciler.orphans]
             if orphans:
                 log.error("sandboxes_not_deleted", ids=orphans, at=at)
             await self._reports.finish()
             return EXIT_FAILED if orphans else EXIT_DONE
         finally:
-            await end_tasks([stopped, checking, heartbeats, *reconciling])
+            await end_tasks([stopped, following, checking, heartbeats, *self._tasks])
+
+    async def _follow(self, follower: SandboxFollower) -> None:
+        """Take over the changes made at run time, also those that were missed while the connection was down."""
+        await follower.listen(self._bus)
+        ready = False
+        while True:
+            with contextlib.suppress(BusError):
+                await self._bus.wait_connected()
+                await follower.look(self._bus)
+                if not ready:
+                    log.info("provider_ready", at=self._service.endpoint.label, sandboxes=sorted(self.names))
+                ready = True
+            await asyncio.sleep(LOOK_S if ready else FIRST_LOOK_S)
+
+    async def _until_stopped(self, stopped: asyncio.Task[Any]) -> None:
+        """Wait for the stop signal. An unexpected error of a reconciler ends the role, which `up` then restarts."""
+        while not stopped.done():
+            changed = asyncio.create_task(self._changed.wait(), name="changed")
+            done, _ = await asyncio.wait({stopped, changed, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+            await end_tasks([changed])
+            self._changed.clear()
+            for task in done & self._tasks:
+                self._tasks.discard(task)
+                if not task.cancelled():
+                    task.result()
 
     def _status_fields(self) -> dict[str, Any]:
         status = self._service.status if self._bus.is_ready else "waiting"
-        phases = {reconciler.name: phase for reconciler in self._reconcilers if (phase := reconciler.phase)}
+        phases = {reconciler.name: phase for reconciler in self._reconcilers.values() if (phase := reconciler.phase)}
         return {"status": status, "provider": "e2b", "endpoint": self._service.endpoint.label, "phases": phases}
 
     async def _check_reports(self) -> None:
         while True:
             await asyncio.sleep(0.5)
             self._reports.check()
-
-
-async def _until_stopped(waiting: asyncio.Task[Any], tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for the stop signal. An unexpected error of a reconciler ends the role, which `up` then restarts."""
-    running = set(tasks)
-    while running and not waiting.done():
-        done, running = await asyncio.wait({waiting, *running}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {waiting}:
-            task.result()
-        running.discard(waiting)
-    await waiting
 
 
 def _target(

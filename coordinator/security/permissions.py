@@ -181,7 +181,8 @@ def role_permissions(role: str, subjects: Subjects) -> Permissions:
             ),
         ),
         PROVIDER: Permissions(
-            publish=(*_reports(PROVIDER, subjects), *_reading(subjects.stream)), subscribe=(f"{ns}.heartbeat.*",)
+            publish=(*_reports(PROVIDER, subjects), *_reading(subjects.stream)),
+            subscribe=(f"{ns}.heartbeat.*", subjects.config(WATCHDOG), subjects.lifecycle("*", WATCHDOG)),
         ),
         "mirror": replace(observer, publish=(*_notices("mirror", subjects), *reading)),
         "metrics": replace(

@@ -11,6 +11,8 @@ from typing import Literal
 from coordinator.supervisor.crash_loop import CrashHistory
 
 Phase = Literal["waiting", "starting", "running", "restarting", "backoff", "quarantined", "drained", "external"]
+PROVIDER_SILENT_S = 3.0
+"""A provider sends five heartbeats a second, and is started again at once when it dies."""
 StoppedPhase = Literal["quarantined", "drained"]
 """Phases that last until the agent is revived."""
 
@@ -216,3 +218,16 @@ class HostState:
     """As its newest heartbeat has them; None before the first one."""
     throttled_at: float = -1e9
     """When a heartbeat last reported that its CPU quota had held it back."""
+
+
+@dataclass(slots=True)
+class ProviderState:
+    """The provider of sandboxes at E2B, by its newest heartbeat."""
+
+    heartbeat_at: float | None = None
+    failed: frozenset[str] = frozenset()
+    """Sandboxes that it reports as failed."""
+
+    def is_live(self, now: float) -> bool:
+        """Whether it has sent a heartbeat lately."""
+        return self.heartbeat_at is not None and now - self.heartbeat_at < PROVIDER_SILENT_S

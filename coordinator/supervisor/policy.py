@@ -26,6 +26,7 @@ from coordinator.supervisor.model import (
     Joined,
     Leftover,
     ProbeProcess,
+    ProviderState,
     Quarantine,
     SandboxLost,
     Spawn,
@@ -67,6 +68,7 @@ class Policy:
         self.hosts = {name: HostState(name, name) for name in sandboxes}
         self.leftovers: dict[str, Leftover] = {}
         """Agent that is not in the swarm -> its process, until its host has reported the end."""
+        self.provider = ProviderState()
         self.closed: set[str] = set()
         """Sandboxes that were removed: no agent is started there, whatever hosts they still have."""
         self._timeouts = timeouts

@@ -321,8 +321,6 @@ class Leadership:
         """When this process last knew that it leads (monotonic seconds)."""
         self._unverified = True
         """Whether a newer claim may have been missed."""
-        self._failed: set[str] = set()
-        """Sandboxes that their provider reports as failed; discovery does not wait for them."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def listen(self) -> None:
@@ -486,7 +484,7 @@ class Leadership:
 
     def _missing_sandboxes(self) -> set[str]:
         """The sandboxes that have no live host yet, but may get one."""
-        return self._policy.unserved - self._failed
+        return self._policy.unserved - self._policy.provider.failed
 
     def _first_discovery_s(self) -> float:
         remote = {sandbox.name for sandbox in self._swarm.config.sandboxes if sandbox.e2b is not None}
@@ -501,7 +499,8 @@ class Leadership:
                 self._own_heartbeat_at = at
                 self._availability.own_heartbeat(at)
         elif heartbeat.role == "provider":
-            self._failed = set(failed_sandboxes_of(heartbeat))
+            provider = self._policy.provider
+            provider.heartbeat_at, provider.failed = at, frozenset(failed_sandboxes_of(heartbeat))
         elif heartbeat.role == "sandbox":
             if not self._is_host(heartbeat):
                 return

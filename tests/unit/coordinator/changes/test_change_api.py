@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from coordinator.changes.change_api import ChangeApi, ChangeRequest
 from coordinator.config.live_swarm import LiveSwarm
 from coordinator.config.loader import parse_swarm
 from coordinator.supervisor.agent_keys import AgentKeys
+from coordinator.supervisor.model import PROVIDER_SILENT_S
 from coordinator.supervisor.watchdog import make_policy
 
 EXTRA = ChangeRequest(id="id", sandbox="extra", table={"provider": "local"})
@@ -46,6 +48,23 @@ async def test_sandboxes_are_not_changed_where_each_host_is_a_service():
     ):
         with pytest.raises(UsageError, match=f"{what}: here each host is a service of its own"):
             await handle(request)
+
+
+async def test_a_sandbox_at_e2b_needs_a_provider_that_runs():
+    api = leader(up_runs_hosts=True)
+    far = ChangeRequest(id="id", sandbox="far", table={"provider": "e2b"})
+    with pytest.raises(UsageError, match="sandbox add far: no provider of sandboxes at E2B runs"):
+        await api._add_sandbox(far)
+    provider = api._policy.provider
+    provider.heartbeat_at = time.monotonic() - PROVIDER_SILENT_S
+    with pytest.raises(UsageError, match="no provider of sandboxes at E2B runs"):
+        await api._add_sandbox(far)
+    provider.heartbeat_at = time.monotonic()
+    with pytest.raises(AssertionError, match="stored"):
+        await api._add_sandbox(far)
+    wrong = ChangeRequest(id="id", sandbox="far", table={"provider": "e2b", "replace_at": 2})
+    with pytest.raises(ConfigError, match=r"sandbox add far: sandboxes.far.replace_at"):
+        await api._add_sandbox(wrong)
 
 
 async def test_no_agent_gets_the_name_of_a_voter_outside_the_swarm(tmp_path: Path):

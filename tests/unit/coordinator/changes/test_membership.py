@@ -207,7 +207,6 @@ def with_extra(before: Changes = NO_CHANGES) -> Changes:
         ("remove", "local", "`signalmesh sandbox remove NAME` is a command"),
         ("a.b", "local", "sandbox 'a.b'"),
         ("extra", "docker", "'docker' is not available; available: local, e2b"),
-        ("extra", "e2b", "sandboxes at E2B do not change at run time; change the table in swarm.toml"),
     ],
 )
 def test_a_sandbox_that_cannot_be_added_is_refused(name: str, provider: str, problem: str):
