@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from coordinator.config.changes import AddedAgent, Changes, Move, RemovedAgent, apply_changes
 from coordinator.config.loader import parse_swarm
 from coordinator.config.settings import SwarmConfig
-from coordinator.config.toml_text import changed_toml, to_toml
+from coordinator.config.toml_text import changed_toml, to_toml, toml_value
+from coordinator.control.added_table import parse_option
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
 VALUES = st.recursive(
@@ -76,3 +77,14 @@ def test_the_text_gives_the_swarm_with_its_changes(raw: dict[str, Any]):
     assert again.coordinator == config.coordinator
     assert again.sandboxes == config.sandboxes
     assert again.max_agents >= len(again.agents)
+
+
+@given(VALUES)
+def test_an_option_of_any_value_arrives_as_it_is(value: Any):
+    assert parse_option(f"key={toml_value(value)}") == ("key", value)
+
+
+@pytest.mark.parametrize("value", [None, [None], {"a": {"b": None}}])
+def test_there_is_no_null(value: Any):
+    with pytest.raises(ValueError, match="null"):
+        toml_value(value)
