@@ -143,15 +143,14 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
     reports = await EventPublisher.open(bus, PROVIDER)
     hosts = HeartbeatListener(bus)
     await hosts.start()
-    provider = Provider(bus, reports, key, state_dir)
+    provider = Provider(bus, reports, key, state_dir, keyed=keyed)
 
     def keep(wanted: Mapping[str, SandboxSpec]) -> None:
         for name in provider.names - wanted.keys():
             provider.remove(name)
         for name in wanted.keys() - provider.names:
-            keys = HostKeys(KeyStore(state_dir), name) if keyed else None
             try:
-                target = _target(wanted[name], config, provider.pool, public, keys, log_level)
+                target = _target(wanted[name], config, provider.pool, public, provider.keys_of(name), log_level)
             except ConfigError as error:  # its files were there when it was added
                 provider.alert("sandbox_failed", f"sandbox {name} cannot be made: {error}", sandbox=name)
                 continue
@@ -166,9 +165,11 @@ async def _provide(url: str, public: str, key: str, config: SwarmConfig, state_d
 class Provider:
     """Runs one reconciler for each sandbox, publishes their events and keeps the pool record up to date."""
 
-    def __init__(self, bus: NatsBus, reports: EventPublisher, key: str, state_dir: Path) -> None:
+    def __init__(self, bus: NatsBus, reports: EventPublisher, key: str, state_dir: Path, *, keyed: bool) -> None:
+        """`keyed`: hosts connect with keys, which are in the state directory."""
         from coordinator.sandboxes.e2b_client import Service
 
+        self._keyed = keyed
         self._bus, self._reports, self._state_dir = bus, reports, state_dir
         self._service = Service(key, self.alert)
         self._reconcilers: dict[str, SandboxReconciler] = {}
@@ -179,6 +180,10 @@ class Provider:
         self._changed = asyncio.Event()
         self.pool = (read_pool(state_dir) or Pool(id=secrets.token_hex(8))).id
         self.instances_changed()
+
+    def keys_of(self, name: str) -> HostKeys | None:
+        """The keys of the hosts of this sandbox; None: they connect without."""
+        return HostKeys(KeyStore(self._state_dir), name) if self._keyed else None
 
     @property
     def names(self) -> set[str]:
@@ -276,9 +281,29 @@ class Provider:
                 await self._bus.wait_connected()
                 await follower.look(self._bus)
                 if not ready:
+                    await self._end_unknown()
                     log.info("provider_ready", at=self._service.endpoint.label, sandboxes=sorted(self.names))
                 ready = True
             await asyncio.sleep(LOOK_S if ready else FIRST_LOOK_S)
+
+    async def _end_unknown(self) -> None:
+        """Delete what an earlier provider has left of sandboxes that were removed meanwhile."""
+        from coordinator.sandboxes.reconciler import END_S
+
+        try:
+            found = await self._service.list({"pool": self.pool})
+        except Exception as error:  # noqa: BLE001 - whatever the SDK raises; they end with their lifetime
+            log.warning("sandboxes_not_listed", problem=str(error))
+            return
+        for info in found:
+            name = info.metadata.get("sandbox", "")
+            if name in self.names:
+                continue
+            log.info("sandbox_left", sandbox=name, sandbox_id=info.sandbox_id)
+            if problem := await self._service.kill(info.sandbox_id, END_S):
+                self.alert("sandbox_not_deleted", f"sandbox {info.sandbox_id} could not be deleted: {problem}")
+            if (keys := self.keys_of(name)) is not None:
+                await asyncio.to_thread(keys.retain, [])
 
     async def _until_stopped(self, stopped: asyncio.Task[Any]) -> None:
         """Wait for the stop signal. An unexpected error of a reconciler ends the role, which `up` then restarts."""

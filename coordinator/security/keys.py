@@ -291,6 +291,8 @@ class ServedKeys:
             agents = {agent.spec.name for agent in config.agents if not agent.external}
             self._agents = {f"agent-{name}": identities(config)[f"agent-{name}"] for name in agents}
         self._suspended = store.suspended()
+        self._provider: Permissions | None = None
+        """Of the provider, once a sandbox was its own."""
         self.made = store.ensure(*self._identities())
         try:
             if incarnations:
@@ -327,6 +329,9 @@ class ServedKeys:
     def _identities(self, added: Iterable[str] = ()) -> dict[str, Permissions]:
         """Those with a key of their own: not the agents whose incarnations have one."""
         found = {name: one for name, one in identities(self._config, added).items() if name not in self._agents}
+        self._provider = self._provider or found.get(PROVIDER)
+        if self._provider is not None:  # it runs until the end, also after its last sandbox was removed
+            found[PROVIDER] = self._provider
         return found | {
             name: replace(found[name], publish=(), answers=False) for name in self._suspended & found.keys()
         }

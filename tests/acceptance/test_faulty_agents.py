@@ -179,7 +179,11 @@ async def test_deaths_and_quarantines_name_the_exception(tmp_path: Path):
                 assert all(text.count(reason) == 1 and len(text) < 4100 for text in found), found
             [alert] = await subscriber.until(
                 "its alert",
-                lambda: [item for item in subscriber.alerts if (item["code"], item["agent"]) == ("quarantined", name)],  # noqa: B023
+                lambda: [
+                    item
+                    for item in subscriber.alerts
+                    if (item["code"], item.get("agent")) == ("quarantined", name)  # noqa: B023 - awaited here
+                ],
             )
             assert reason in alert["message"]
         await subscriber.more_decisions(20)

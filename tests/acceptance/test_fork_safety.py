@@ -109,7 +109,7 @@ def descriptors(pid: int) -> list[Descriptor]:
 
 
 def title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.ZombieProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, or it has just ended
         return " ".join(process.cmdline()).rstrip()
     return ""
 

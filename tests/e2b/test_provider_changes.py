@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import sys
+from typing import Any
 
 import pytest
 
@@ -54,7 +56,10 @@ async def test_sandboxes_come_and_go_though_their_provider_dies(tmp_path, e2b_st
         await subscriber.until("the agent there", lambda: subscriber.heartbeats.get(MOVED, {}).get("sandbox") == host)
         assert len(await e2b_standin.sandboxes()) == 1
         await subscriber.more_decisions(10)
-        removed = await swarm.command("sandbox", "remove", "extra", "--json")
+        removing = asyncio.ensure_future(swarm.command("sandbox", "remove", "extra", "--json"))
+        await subscriber.until("the change", lambda: "extra" in newest_changes(subscriber).get("removed_sandboxes", {}))
+        swarm.send(swarm.pid_of("provider"), signal.SIGKILL)  # its successor finds what it was about to delete
+        removed = await removing
         assert removed.code == 0, removed
         await until(lambda: only(e2b_standin))
         assert not [*keys.glob("sandbox-extra-*")]
@@ -63,6 +68,10 @@ async def test_sandboxes_come_and_go_though_their_provider_dies(tmp_path, e2b_st
         replayed = await swarm.command("replay", "--json")
         assert (replayed.code, replayed.json["differences"]) == (0, []), replayed
         await swarm.down()
+
+
+def newest_changes(subscriber) -> dict[str, Any]:
+    return subscriber.configs[-1].get("changes", {}) if subscriber.configs else {}
 
 
 async def only(standin, *expected: str) -> bool:
