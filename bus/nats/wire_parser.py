@@ -43,7 +43,7 @@ class WireParser(Parser):
         at, size = 0, len(data)
         while at < size:
             end = data.find(END, at)
-            line = data[at:end].split() if end > 0 else []
+            line = data[at:end].split(b" ") if end > 0 else []
             on_direct = self._direct.get(line[2]) if len(line) > 3 else None
             if on_direct is None or line[0] not in (b"MSG", b"HMSG"):
                 break
@@ -76,6 +76,10 @@ class WireParser(Parser):
         self._after()
 
 
+_NO_BLANKS = bytes.maketrans(b"\v\f", b"??")
+"""A subject may have these bytes, which separate no words for the server, but for Python and nats-py."""
+
+
 def text(raw: bytes) -> str:
     """Decode a subject. The server accepts any bytes; a subject that is not UTF-8 belongs to no subscription."""
     return raw.decode("utf-8", "replace")
@@ -84,7 +88,8 @@ def text(raw: bytes) -> str:
 def _readable(operation: bytes) -> bytes:
     """One operation with a first line that nats-py can decode: else it would end its connection permanently."""
     line, end, rest = operation.partition(END)
-    return operation if line.isascii() else text(line).encode() + end + rest
+    line = line.translate(_NO_BLANKS)
+    return (line if line.isascii() else text(line).encode()) + end + rest
 
 
 def _first(data: bytes) -> int:
@@ -92,7 +97,7 @@ def _first(data: bytes) -> int:
     end = data.find(END)
     if end < 0:
         return 0
-    line = data[:end].split()
+    line = data[:end].split(b" ")
     payload = line[-1] if line and line[0] in (b"MSG", b"HMSG") else b""
     return end + 2 + (int(payload) + 2 if payload.isdigit() else 0)
 

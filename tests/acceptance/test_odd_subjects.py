@@ -13,7 +13,7 @@ from bus.nats.key_files import read_seed
 from tests.acceptance.swarm import AGENTS, Swarm
 from tests.support.plain_client import connect_plainly
 
-TOPICS = [b"*", b">", *(b"\x7f" * (1 + n % 3) + b"%d" % n for n in range(60)), b"\x01"]
+TOPICS = [b"*", b">", *(b"\x7f" * (1 + n % 3) + b"%d" % n for n in range(60)), b"\x01", b"\v", b"\f"]
 """The index of the server uses the byte 0x7F itself; 60 of them have it count wrongly."""
 NO_UTF8 = [b"\xff", b"\xc3\x28"]
 """These end the connection of nats-py, which is that of the subscriber below."""
