@@ -19,6 +19,9 @@ POLL_INTERVAL_S = 5.0
 MAX_REPORTED_KINDS = 100
 """Further kinds are not reported: a writer that invents so many would flood the alerts."""
 
+MAX_SUBJECTS = 10_000
+"""With more of them the server is not asked for all: somebody has invented them, and the answer would hold it up."""
+
 OTHERS = "others"
 PROXY = "proxy"
 """The fault proxy: a role with a key of its own whose name is not reserved."""
@@ -53,6 +56,9 @@ class UnknownMessageMonitor:
             BusError: the bus does not answer.
         """
         subjects = self._bus.subjects
+        state = (await self._bus.api(f"STREAM.INFO.{subjects.stream}"))["state"]
+        if state.get("num_subjects", 0) > MAX_SUBJECTS:
+            return
         found: dict[str, dict[str, int]] = {}
         for subject, count in (await self._bus.subject_counts(f"{subjects.ns}.>")).items():
             kind = subject.split(".")[1]
