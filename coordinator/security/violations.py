@@ -150,7 +150,10 @@ class ViolationReports:
         if owner is None or violation.subject.startswith(INBOXES):  # clients ask for an inbox before they need one
             return
         who = f"{owner} at {violation.address.rpartition(':')[0]}"
-        self._counts.add((who, violation.attempt, violation.subject), (who, violation.attempt, ""))
+        # A client can make keys, and come from addresses, without end.
+        named = "unknown keys" if owner.startswith("unknown key") else owner
+        others = f"{named} at several addresses", violation.attempt, ""
+        self._counts.add((who, violation.attempt, violation.subject), others)
 
     def due(self) -> Iterator[tuple[str, str, int]]:
         """The reports that are due now: who, what was attempted, and how often since the last report."""
