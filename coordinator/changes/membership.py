@@ -236,7 +236,7 @@ def after_adding_sandbox(
         raise UsageError(
             f"{file}: this name collides with {taken[name.lower()]} (case does not count); choose another one"
         )
-    check_no_credentials(file, table)
+    check_no_credentials(file, {"options": table})
     spec = sandbox_spec(file, name, table)
     is_configured = name in (each.name for each in swarm.base.sandboxes)  # it comes back as it was
     added = {} if is_configured else {name: {**table, "provider": spec.provider}}

@@ -163,7 +163,7 @@ def change_sandbox(
         raise UsageError(f"sandbox {action}: expected the name of a sandbox after it")
     if action == "add":
         table = {**dict(parse_option(text) for text in options), "provider": provider or "local"}
-        check_no_credentials(f"sandbox add {sandbox}", table)  # before it is sent anywhere
+        check_no_credentials(f"sandbox add {sandbox}", {"options": table})  # before it is sent anywhere
         done = on_bus(target, lambda bus: add_sandbox(bus, sandbox, table))
     elif provider is None and not options:
         done = on_bus(target, lambda bus: remove_sandbox(bus, sandbox))

@@ -37,6 +37,10 @@ _REMEDY = (
 )
 
 
+MAX_TEXT = 2000
+"""Characters of an option or a word: the time of a look grows with their square, and a watchdog takes it."""
+
+
 def check_no_credentials(what: str, table: Mapping[str, Any]) -> None:
     """Refuse a table of an agent whose command or options hold what looks like a credential; it is not shown.
 
@@ -71,6 +75,9 @@ def _in_options(options: Mapping[Any, Any], before: str = "") -> Iterator[tuple[
             yield from _in_options(value, f"{name}.")
         else:
             texts = value if isinstance(value, list) else [value]
+            for item in texts:
+                if isinstance(item, Mapping):
+                    yield from _in_options(item, f"{name}.")
             yield from ((name, found) for text in texts if isinstance(text, str) and (found := _in_text(text)))
 
 
@@ -86,6 +93,8 @@ def _names_secret(name: str) -> bool:
 
 def _in_text(text: str) -> str | None:
     """What a text looks like, if it looks like a credential, or holds one."""
+    if len(text) > MAX_TEXT:
+        return f"a text of {len(text)} characters, of which at most {MAX_TEXT} are looked through"
     for what, form in _FORMS.items():
         if form.search(text):
             return what

@@ -65,6 +65,9 @@ def save(config: SwarmConfig, state_dir: Path, file: Path | None) -> str:
     """
     source = None if config.file == BUILT_IN else Path(config.file)
     target = file or source or Path(DEFAULT_FILE)
+    target = target.resolve() if target.is_symlink() else target
+    if target.exists() and not target.is_file():
+        raise UsageError(f"--out {target}: expected a file, not a directory or a device")
     changes = read_changes_file(state_dir)
     left = without_configured(config, changes, read_saved_changes(state_dir, config))
     text = changed_toml({} if source is None else read_toml(source), config, left)

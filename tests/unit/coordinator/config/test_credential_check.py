@@ -50,3 +50,13 @@ def test_what_looks_like_a_credential_is_refused_and_not_shown(table: dict[str, 
 @pytest.mark.parametrize("table", PLAIN)
 def test_what_does_not_is_accepted(table: dict[str, Any]):
     check_no_credentials("add new", table)
+
+
+def test_a_long_text_is_refused_and_not_looked_through():
+    with pytest.raises(UsageError, match="--option x: looks like a text of 100000 characters"):
+        check_no_credentials("add a", {"options": {"x": "y" * 100_000}})
+
+
+def test_a_credential_in_a_list_of_tables_is_found():
+    with pytest.raises(UsageError, match=r"--option x\.password: looks like a secret by its name"):
+        check_no_credentials("add a", {"options": {"x": [{"password": "p" * 12}]}})
